@@ -1,0 +1,328 @@
+/*
+ * The QEMU driver: stock qemu-system-x86_64, `microvm` machine, nothing patched.
+ *
+ * - Guest RAM is a memory-backend-file with share=off on /vm/memory: a private mapping of the image.
+ * - Device state is saved by xen-save-devices-state (which every build has) and loaded by the ordinary incoming
+ *   path; `-global migration.send-configuration=off` makes the two agree. Without -S, QEMU continues the guest as
+ *   soon as the state is loaded: load and go are one step.
+ * - The sockets are made and listened on here and handed over, so a connection can be queued before QEMU starts and
+ *   nobody polls for a socket to appear. The control port's chardev waits for its client (it is there already), so
+ *   the guest never sees the port's host side closed across a restore, which would cost it an interrupt and a
+ *   work queue.
+ * - The device list is the same for boot and restore: that is what makes device state loadable. Whoever changes it
+ *   changes VMM_MACHINE_REVISION, which snapshots record.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/io.h"
+#include "base/unix_socket.h"
+#include "control/control.h"
+#include "net/net.h"
+#include "vmm/driver.h"
+#include "vmm/jail.h"
+#include "vmm/qmp.h"
+
+#define QEMU     "/usr/bin/qemu-system-x86_64"
+#define QEMU_KVM "/usr/bin/qemu-system-x86_64-microvm"
+
+#define QMP_TIMEOUT_MS 10000
+
+/* A pause flushes the guest's disk, which can take long on slow storage. */
+#define PAUSE_TIMEOUT_MS 60000
+
+/* Descriptor numbers inside the VMM. */
+enum { FD_QMP = 3, FD_CONTROL = 4, FD_TAP = 5, FD_STATE = 6 };
+
+/*
+ * A named baseline (about x86-64-v2) instead of the host's CPU, so that a snapshot moves between hosts.
+ */
+#define CPU_MODEL "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes,+pclmulqdq,+rdrand,+fsgsbase,+smep"
+
+/*
+ * tsc=reliable and nowatchdog: no periodic timers in an idle guest, and no false alarm after a long pause.
+ * psi=0: a few hundred instructions less on each wake-up. mitigations=off under TCG only: no speculation there.
+ */
+#define KERNEL_ARGUMENTS "console=ttyS0 quiet reboot=t panic=-1 tsc=reliable nowatchdog psi=0"
+
+#define ARGUMENTS_MAX 64
+
+struct arguments {
+    char *items[ARGUMENTS_MAX + 1];
+    size_t count;
+    bool failed;
+};
+
+static void arguments_done(struct arguments *arguments)
+{
+    for (size_t i = 0; i < arguments->count; i++)
+        free(arguments->items[i]);
+}
+
+static void add(struct arguments *arguments, const char *format, ...) PRINTF_LIKE(2, 3);
+static void add(struct arguments *arguments, const char *format, ...)
+{
+    char *text;
+    va_list list;
+    va_start(list, format);
+    int n = arguments->count < ARGUMENTS_MAX ? vasprintf(&text, format, list) : -1;
+    va_end(list);
+    if (n < 0)
+        arguments->failed = true;
+    else
+        arguments->items[arguments->count++] = text;
+}
+
+static void add_pair(struct arguments *arguments, const char *option, const char *value)
+{
+    add(arguments, "%s", option);
+    add(arguments, "%s", value);
+}
+
+static const char *program(enum vmm_accelerator accelerator)
+{
+    return accelerator == VMM_ACCELERATOR_KVM && access(QEMU_KVM, X_OK) == 0 ? QEMU_KVM : QEMU;
+}
+
+static void add_machine(struct arguments *a, const struct vmm_config *config)
+{
+    add(a, "%s", program(config->accelerator));
+    add_pair(a, "-machine",
+             "microvm,memory-backend=ram,x-option-roms=off,pit=on,pic=on,rtc=on,isa-serial=on,mem-merge=off,"
+             "dump-guest-core=off,suppress-vmdesc=on");
+    /* tb-size bounds what translated code may take of the host's memory (MiB). */
+    add_pair(a, "-accel", config->accelerator == VMM_ACCELERATOR_KVM ? "kvm" : "tcg,thread=multi,tb-size=128");
+    add_pair(a, "-cpu", CPU_MODEL);
+    add(a, "-smp");
+    add(a, "%u", config->cpus);
+    add(a, "-m");
+    add(a, "%" PRIu64 "M", config->memory_bytes >> 20);
+    add(a, "-object");
+    add(a, "memory-backend-file,id=ram,mem-path=/vm/" VMM_FILE_MEMORY ",share=off,size=%" PRIu64,
+        config->memory_bytes);
+    add(a, "-nodefaults");
+    add(a, "-no-user-config");
+    add_pair(a, "-display", "none");
+    add(a, "-no-reboot");
+    add_pair(a, "-global", "migration.send-configuration=off");
+    add_pair(a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+}
+
+static void add_devices(struct arguments *a, const struct vmm_config *config)
+{
+    add_pair(a, "-chardev", "file,id=console,path=/vm/" VMM_FILE_CONSOLE ",append=on");
+    add_pair(a, "-serial", "chardev:console");
+    add(a, "-chardev");
+    add(a, "socket,id=qmp,fd=%d,server=on,wait=off", FD_QMP);
+    add_pair(a, "-mon", "chardev=qmp,mode=control");
+    add_pair(a, "-device", "virtio-serial-device");
+    add(a, "-chardev");
+    add(a, "socket,id=control,fd=%d,server=on,wait=on", FD_CONTROL);
+    add_pair(a, "-device", "virtserialport,chardev=control,name=" CONTROL_PORT_NAME);
+    if (config->tap_fd < 0)
+        return;
+    add_pair(a, "-blockdev",
+             "driver=qcow2,node-name=rootfs,discard=unmap,detect-zeroes=unmap,"
+             "file.driver=file,file.filename=/vm/" VMM_FILE_OVERLAY ",file.discard=unmap,"
+             "backing.driver=raw,backing.read-only=on,"
+             "backing.file.driver=file,backing.file.filename=/vm/" VMM_FILE_BASE);
+    add_pair(a, "-device", "virtio-blk-device,drive=rootfs");
+    add(a, "-netdev");
+    add(a, "tap,id=net,fd=%d,vhost=off", FD_TAP);
+    add_pair(a, "-device", "virtio-net-device,netdev=net,guest_announce=off,mac=" NET_GUEST_MAC);
+}
+
+static void add_start(struct arguments *a, const struct vmm_config *config, enum vmm_start how)
+{
+    if (how == VMM_START_RESTORE) {
+        add(a, "-incoming");
+        add(a, "fd:%d", FD_STATE);
+        return;
+    }
+    add_pair(a, "-kernel", "/vm/" VMM_FILE_KERNEL);
+    add_pair(a, "-initrd", "/vm/" VMM_FILE_INITRD);
+    add_pair(a, "-append",
+             config->accelerator == VMM_ACCELERATOR_KVM ? KERNEL_ARGUMENTS : KERNEL_ARGUMENTS " mitigations=off");
+}
+
+/* Makes a listening socket in the VM directory; a stale one of an earlier VMM is replaced. */
+static int listen_in(const char *directory, const char *name, char **ret_path, struct error *err)
+{
+    CLEANUP_FREE char *path = vmm_path(directory, name);
+    if (path == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    if (unlink(path) < 0 && errno != ENOENT)
+        return error_errno(err, "cannot remove %s", path);
+    int fd = unix_socket_listen(path, err);
+    if (fd >= 0)
+        *ret_path = TAKE_PTR(path);
+    return fd;
+}
+
+static int attach(struct vmm *vmm, struct error *err)
+{
+    CLEANUP_FREE char *path = vmm_path(vmm->directory, VMM_FILE_QMP);
+    if (path == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    struct qmp *qmp = NULL;
+    int r = qmp_connect(path, &qmp, err);
+    if (r < 0)
+        return r;
+    vmm->connection = qmp;
+    r = vmm_control_fd(vmm, err);
+    return r < 0 ? r : 0;
+}
+
+static int spawn(struct vmm *vmm, const struct vmm_config *config, const struct jail_descriptor *descriptors,
+                 size_t descriptor_count, const struct arguments *arguments, int log_fd, struct error *err)
+{
+    char *environment[] = {(char *)config->marker, NULL};
+    struct jail_options jail = {
+        .directory = config->directory,
+        .arguments = arguments->items,
+        .environment = environment,
+        .descriptors = descriptors,
+        .descriptor_count = descriptor_count,
+        .log_fd = log_fd,
+        .namespace_fd = config->namespace_fd,
+        .device = config->accelerator == VMM_ACCELERATOR_KVM ? "/dev/kvm" : NULL,
+        .uid = config->uid,
+        .gid = VMM_GROUP_ID,
+    };
+    return jail_spawn(&jail, &vmm->pid, &vmm->pidfd, err);
+}
+
+static int start(struct vmm *vmm, const struct vmm_config *config, enum vmm_start how, int log_fd,
+                 struct error *err)
+{
+    CLEANUP_FREE char *qmp_path = NULL;
+    CLEANUP_CLOSE int qmp_fd = listen_in(config->directory, VMM_FILE_QMP, &qmp_path, err);
+    if (qmp_fd < 0)
+        return qmp_fd;
+    CLEANUP_FREE char *control_path = NULL;
+    CLEANUP_CLOSE int control_fd = listen_in(config->directory, VMM_FILE_CONTROL, &control_path, err);
+    if (control_fd < 0)
+        return control_fd;
+    CLEANUP_FREE char *state_path = vmm_path(config->directory, VMM_FILE_STATE);
+    CLEANUP_CLOSE int state_fd =
+        how == VMM_START_RESTORE && state_path != NULL ? open(state_path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
+    if (how == VMM_START_RESTORE && state_fd < 0)
+        return error_errno(err, "cannot open the device state");
+    int r = attach(vmm, err);
+    if (r < 0)
+        return r;
+
+    struct jail_descriptor descriptors[4] = {{qmp_fd, FD_QMP}, {control_fd, FD_CONTROL}};
+    size_t count = 2;
+    if (config->tap_fd >= 0)
+        descriptors[count++] = (struct jail_descriptor){config->tap_fd, FD_TAP};
+    if (state_fd >= 0)
+        descriptors[count++] = (struct jail_descriptor){state_fd, FD_STATE};
+    CLEANUP(arguments_done) struct arguments arguments = {0};
+    add_machine(&arguments, config);
+    add_devices(&arguments, config);
+    add_start(&arguments, config, how);
+    if (arguments.failed)
+        return error_set(err, ENOMEM, "out of memory");
+    return spawn(vmm, config, descriptors, count, &arguments, log_fd, err);
+}
+
+static void detach(struct vmm *vmm)
+{
+    qmp_free(vmm->connection);
+    vmm->connection = NULL;
+}
+
+static int query_status(struct vmm *vmm, int timeout_ms, char status[static 32], struct error *err)
+{
+    json_t *reply = NULL;
+    int r = qmp_execute(vmm->connection, "query-status", NULL, timeout_ms, &reply, err);
+    if (r < 0)
+        return r;
+    const char *text = json_string_value(json_object_get(reply, "status"));
+    snprintf(status, 32, "%s", text != NULL ? text : "");
+    json_decref(reply);
+    return 0;
+}
+
+static int wait_running(struct vmm *vmm, int timeout_ms, struct error *err)
+{
+    char status[32];
+    int r = query_status(vmm, timeout_ms, status, err);
+    if (r < 0 || strcmp(status, "running") == 0)
+        return r;
+    if (strcmp(status, "inmigrate") != 0)
+        return error_set(err, EIO, "the guest is %s instead of starting", status);
+    return qmp_wait_event(vmm->connection, "RESUME", timeout_ms, err);
+}
+
+static int pause_guest(struct vmm *vmm, struct error *err)
+{
+    return qmp_execute(vmm->connection, "stop", NULL, PAUSE_TIMEOUT_MS, NULL, err);
+}
+
+static int resume_guest(struct vmm *vmm, struct error *err)
+{
+    return qmp_execute(vmm->connection, "cont", NULL, QMP_TIMEOUT_MS, NULL, err);
+}
+
+static int is_paused(struct vmm *vmm, bool *ret, struct error *err)
+{
+    char status[32];
+    int r = query_status(vmm, QMP_TIMEOUT_MS, status, err);
+    if (r < 0)
+        return r;
+    /* xen-save-devices-state leaves the status as it was. */
+    *ret = strcmp(status, "paused") == 0;
+    if (!*ret && strcmp(status, "running") != 0)
+        return error_set(err, EIO, "the guest is %s", status);
+    return 0;
+}
+
+static int save_device_state(struct vmm *vmm, struct error *err)
+{
+    json_t *arguments = json_pack("{s:s, s:b}", "filename", "/vm/" VMM_FILE_STATE, "live", 0);
+    return qmp_execute(vmm->connection, "xen-save-devices-state", arguments, QMP_TIMEOUT_MS, NULL, err);
+}
+
+static int version(enum vmm_accelerator accelerator, char **ret, struct error *err)
+{
+    const char *path = program(accelerator);
+    CLEANUP_FREE char *command = NULL;
+    if (asprintf(&command, "%s --version 2>/dev/null", path) < 0) {
+        command = NULL;
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    FILE *pipe = popen(command, "re");
+    if (pipe == NULL)
+        return error_errno(err, "cannot run %s", path);
+    char text[64] = "";
+    int n = fscanf(pipe, "QEMU emulator version %63[0-9.]", text);
+    pclose(pipe);
+    if (n != 1) {
+        error_set(err, ENOENT, "%s is not there or does not run", path);
+        error_hint(err, "apt-get install qemu-system-x86");
+        return -ENOENT;
+    }
+    if (asprintf(ret, "qemu %s", text) < 0)
+        return error_set(err, ENOMEM, "out of memory");
+    return 0;
+}
+
+const struct vmm_driver vmm_driver_qemu = {
+    .name = "qemu",
+    .start = start,
+    .attach = attach,
+    .detach = detach,
+    .wait_running = wait_running,
+    .pause = pause_guest,
+    .resume = resume_guest,
+    .is_paused = is_paused,
+    .save_device_state = save_device_state,
+    .version = version,
+};

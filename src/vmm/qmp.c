@@ -1,0 +1,179 @@
+#include "vmm/qmp.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/io.h"
+#include "base/strbuf.h"
+#include "base/unix_socket.h"
+
+#define EVENTS_KEPT    16
+#define EVENT_NAME_MAX 64
+
+struct qmp {
+    int fd;
+    struct strbuf input;
+    char events[EVENTS_KEPT][EVENT_NAME_MAX]; /* oldest first */
+    size_t event_count;
+};
+
+static void remember_event(struct qmp *qmp, const char *name)
+{
+    if (qmp->event_count == EVENTS_KEPT) {
+        memmove(qmp->events[0], qmp->events[1], sizeof(qmp->events[0]) * (EVENTS_KEPT - 1));
+        qmp->event_count--;
+    }
+    strncpy(qmp->events[qmp->event_count], name, EVENT_NAME_MAX - 1);
+    qmp->events[qmp->event_count++][EVENT_NAME_MAX - 1] = '\0';
+}
+
+static bool take_event(struct qmp *qmp, const char *name)
+{
+    for (size_t i = 0; i < qmp->event_count; i++) {
+        if (strcmp(qmp->events[i], name) != 0)
+            continue;
+        qmp->event_count--;
+        memmove(qmp->events[i], qmp->events[i + 1], sizeof(qmp->events[0]) * (qmp->event_count - i));
+        return true;
+    }
+    return false;
+}
+
+/* Reads what is there, after waiting for it until `deadline_ns`. */
+static int receive(struct qmp *qmp, int64_t deadline_ns, struct error *err)
+{
+    int64_t left_ms = (deadline_ns - clock_monotonic_ns()) / 1000000;
+    struct pollfd wait = {.fd = qmp->fd, .events = POLLIN};
+    int n = poll(&wait, 1, left_ms < 0 ? 0 : (int)left_ms + 1);
+    if (n < 0 && errno != EINTR)
+        return error_errno(err, "waiting for QEMU");
+    if (n <= 0)
+        return clock_monotonic_ns() < deadline_ns ? 0 : error_set(err, ETIMEDOUT, "QEMU does not answer");
+    char chunk[4096];
+    ssize_t length = recv(qmp->fd, chunk, sizeof(chunk), MSG_DONTWAIT);
+    if (length < 0)
+        return errno == EAGAIN || errno == EINTR ? 0 : error_errno(err, "reading from QEMU");
+    if (length == 0)
+        return error_set(err, EPIPE, "QEMU has closed its control socket");
+    if (qmp->input.length + (size_t)length > QMP_MESSAGE_MAX)
+        return error_set(err, EBADMSG, "QEMU sent a message of more than %d bytes", QMP_MESSAGE_MAX);
+    strbuf_append(&qmp->input, chunk, (size_t)length);
+    return qmp->input.failed ? error_set(err, ENOMEM, "out of memory") : 0;
+}
+
+/* The next whole message; the caller releases it. */
+static int next_message(struct qmp *qmp, int64_t deadline_ns, json_t **ret, struct error *err)
+{
+    char *newline;
+    while (qmp->input.length == 0 || (newline = memchr(qmp->input.data, '\n', qmp->input.length)) == NULL) {
+        int r = receive(qmp, deadline_ns, err);
+        if (r < 0)
+            return r;
+    }
+    size_t length = (size_t)(newline - qmp->input.data);
+    json_t *message = json_loadb(qmp->input.data, length, 0, NULL);
+    strbuf_consume(&qmp->input, length + 1);
+    if (!json_is_object(message)) {
+        json_decref(message);
+        return error_set(err, EBADMSG, "QEMU sent something that is no JSON object");
+    }
+    *ret = message;
+    return 0;
+}
+
+static int64_t deadline_after(int timeout_ms)
+{
+    return clock_monotonic_ns() + (int64_t)timeout_ms * 1000000;
+}
+
+/* Sends a command whose "id" tells its reply from others'. */
+static int send_command(struct qmp *qmp, const char *command, json_t *arguments, struct error *err)
+{
+    json_t *message = json_pack("{s:s, s:s, s:o*}", "execute", command, "id", command, "arguments", arguments);
+    CLEANUP_FREE char *text = message != NULL ? json_dumps(message, JSON_COMPACT) : NULL;
+    json_decref(message);
+    if (text == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    size_t length = strlen(text);
+    text[length] = '\n';
+    ssize_t n = send(qmp->fd, text, length + 1, MSG_NOSIGNAL);
+    if (n < 0)
+        return error_errno(err, "writing to QEMU");
+    return (size_t)n == length + 1 ? 0 : error_set(err, EIO, "QEMU does not read its control socket");
+}
+
+int qmp_connect(const char *path, struct qmp **ret, struct error *err)
+{
+    struct qmp *qmp = calloc(1, sizeof(*qmp));
+    if (qmp == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    qmp->fd = unix_socket_connect(path, err);
+    int r = qmp->fd < 0 ? qmp->fd : send_command(qmp, "qmp_capabilities", NULL, err);
+    if (r < 0) {
+        qmp_free(qmp);
+        return r;
+    }
+    *ret = qmp;
+    return 0;
+}
+
+int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, int timeout_ms, json_t **ret,
+                struct error *err)
+{
+    int r = send_command(qmp, command, arguments, err);
+    int64_t deadline_ns = deadline_after(timeout_ms);
+    while (r == 0) {
+        json_t *message = NULL;
+        r = next_message(qmp, deadline_ns, &message, err);
+        if (r < 0)
+            break;
+        const char *event = json_string_value(json_object_get(message, "event"));
+        const char *id = json_string_value(json_object_get(message, "id"));
+        json_t *refusal = json_object_get(message, "error");
+        json_t *value = json_object_get(message, "return");
+        bool is_reply = id != NULL && strcmp(id, command) == 0;
+        if (event != NULL)
+            remember_event(qmp, event);
+        else if (is_reply && refusal != NULL) {
+            const char *text = json_string_value(json_object_get(refusal, "desc"));
+            r = error_set(err, EREMOTEIO, "QEMU refused %s: %s", command, text != NULL ? text : "no reason given");
+        } else if (is_reply && value != NULL) {
+            if (ret != NULL)
+                *ret = json_incref(value);
+            json_decref(message);
+            return 0;
+        }
+        json_decref(message);
+    }
+    return error_wrap(err, r, "%s", command);
+}
+
+int qmp_wait_event(struct qmp *qmp, const char *name, int timeout_ms, struct error *err)
+{
+    int64_t deadline_ns = deadline_after(timeout_ms);
+    while (!take_event(qmp, name)) {
+        json_t *message = NULL;
+        int r = next_message(qmp, deadline_ns, &message, err);
+        if (r < 0)
+            return error_wrap(err, r, "waiting for %s", name);
+        const char *event = json_string_value(json_object_get(message, "event"));
+        if (event != NULL)
+            remember_event(qmp, event);
+        json_decref(message);
+    }
+    return 0;
+}
+
+void qmp_free(struct qmp *qmp)
+{
+    if (qmp == NULL)
+        return;
+    if (qmp->fd >= 0)
+        close(qmp->fd);
+    strbuf_done(&qmp->input);
+    free(qmp);
+}

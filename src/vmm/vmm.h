@@ -1,0 +1,123 @@
+/*
+ * vmm.h: one VMM process, whatever the VMM.
+ *
+ * A VMM runs in a jail whose /vm is the sandbox's VM directory on the host, with these files, the same for every
+ * sandbox, so that device state never names its owner:
+ *
+ *     memory        the memory image, mapped privately: the guest's writes never reach it
+ *     rootfs.base   the immutable root file system image
+ *     rootfs.overlay  the blocks written by this sandbox (qcow2 over rootfs.base)
+ *     kernel, initrd  what was booted
+ *     state         device state (written by vmm_save_device_state, read by vmm_restore)
+ *     console.log   what the guest printed
+ *     vmm.log       what the VMM printed
+ *     qmp.sock, control.sock  the VMM's control socket, and the guest agent's port
+ *
+ * Order of calls: fill the directory; vmm_boot or vmm_restore; vmm_wait_running; then pause, continue,
+ * save_device_state, ram_ranges in any sensible order; vmm_kill; vmm_free. A daemon that starts again gets a live
+ * VMM back by vmm_adopt. vmm_free without vmm_kill leaves the process running.
+ *
+ * Threads: one struct vmm is used by one thread at a time (the sandbox's lock); vmm_pidfd may be polled by others.
+ * Errors: negative errno; -EPIPE or -ESRCH when the VMM ended, with the last line it printed in the error object.
+ * A VMM is not trusted: its replies are bounded in size and time, and whatever it sends can only fail calls.
+ */
+#ifndef DORMOUSE_VMM_VMM_H
+#define DORMOUSE_VMM_VMM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+
+#define VMM_FILE_MEMORY  "memory"
+#define VMM_FILE_BASE    "rootfs.base"
+#define VMM_FILE_OVERLAY "rootfs.overlay"
+#define VMM_FILE_KERNEL  "kernel"
+#define VMM_FILE_INITRD  "initrd"
+#define VMM_FILE_STATE   "state"
+#define VMM_FILE_CONSOLE "console.log"
+#define VMM_FILE_LOG     "vmm.log"
+#define VMM_FILE_QMP     "qmp.sock"
+#define VMM_FILE_CONTROL "control.sock"
+
+/* The group every VMM runs in: it may open (not own) the images. User ids begin here too, one per slot. */
+#define VMM_GROUP_ID      810000
+#define VMM_USER_ID_FIRST 810001
+
+/* The machine's shape: device state of one revision can't be loaded by another. */
+#define VMM_MACHINE_REVISION 1
+
+/* Device state is some tens of KiB; a VMM that writes more is broken or hostile. */
+#define VMM_STATE_MAX (16 << 20)
+
+enum vmm_accelerator { VMM_ACCELERATOR_TCG, VMM_ACCELERATOR_KVM };
+
+const char *vmm_accelerator_name(enum vmm_accelerator accelerator);
+/* -EINVAL when there is no such accelerator. */
+int vmm_accelerator_parse(const char *name, enum vmm_accelerator *ret);
+
+struct vmm;
+
+struct vmm_config {
+    const char *directory; /* absolute path of the VM directory */
+    const char *marker;    /* "KEY=value" put into the VMM's environment, by which a lost process is found again */
+    enum vmm_accelerator accelerator;
+    unsigned cpus;
+    uint64_t memory_bytes;
+    uid_t uid;        /* of the VMM; owns what it may write */
+    int namespace_fd; /* network namespace; -1: an empty one of its own */
+    int tap_fd;       /* -1: no network device back end (for probing an accelerator only) */
+};
+
+/* Where guest memory lies in the VMM process and in the memory image. Whole pages. */
+struct vmm_ram_range {
+    uint64_t address; /* in the VMM, bytes */
+    uint64_t length;  /* bytes */
+    uint64_t offset;  /* in the image, bytes */
+};
+
+/* Starts a VMM that boots the kernel. Returns as soon as the process exists. */
+int vmm_boot(const struct vmm_config *config, struct vmm **ret, struct error *err);
+
+/* Starts a VMM that loads `state` and continues the guest at once. Returns as soon as the process exists. */
+int vmm_restore(const struct vmm_config *config, struct vmm **ret, struct error *err);
+
+/*
+ * Takes over a VMM that an earlier daemon started: the process `pid`, if its start time (clock ticks since boot,
+ * /proc/PID/stat field 22) is still `start_time`. -ESRCH when it is not that process any more.
+ */
+int vmm_adopt(const char *directory, pid_t pid, uint64_t start_time, struct vmm **ret, struct error *err);
+
+/* Waits until the guest runs. -ETIMEDOUT after `timeout_ms`. */
+int vmm_wait_running(struct vmm *vmm, int timeout_ms, struct error *err);
+
+/* Stops and continues the virtual CPUs; a paused VMM has flushed its disk. */
+int vmm_pause(struct vmm *vmm, struct error *err);
+int vmm_continue(struct vmm *vmm, struct error *err);
+int vmm_is_paused(struct vmm *vmm, bool *ret, struct error *err);
+
+/* Writes device state (no memory) of a paused VMM to the directory's `state`; its size to *ret_size. */
+int vmm_save_device_state(struct vmm *vmm, uint64_t *ret_size, struct error *err);
+
+/* The guest's memory in the VMM process, by image offset; the caller frees *ret. */
+int vmm_ram_ranges(struct vmm *vmm, struct vmm_ram_range **ret, size_t *ret_count, struct error *err);
+
+/* The stream to the guest agent (control/control.h); the vmm keeps and closes it. Non-blocking. */
+int vmm_control_fd(struct vmm *vmm, struct error *err);
+
+pid_t vmm_pid(const struct vmm *vmm);
+uint64_t vmm_start_time(const struct vmm *vmm);
+/* Readable when the process has ended. */
+int vmm_pidfd(const struct vmm *vmm);
+
+/* Kills the process and waits until it is gone (bounded). Safe on one that has ended. */
+void vmm_kill(struct vmm *vmm);
+/* Closes our connections and frees the object; the process, if it lives, goes on. NULL is allowed. */
+void vmm_free(struct vmm *vmm);
+
+/* Name and version of what would be started, e.g. "qemu 7.2.22", for the record in snapshots; the caller frees it.
+ */
+int vmm_version(enum vmm_accelerator accelerator, char **ret, struct error *err);
+
+#endif
