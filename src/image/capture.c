@@ -1,6 +1,7 @@
 /*
  * Runs of private pages are gathered until the buffer is full, read with one process_vm_readv, compared page by
- * page with the parent image (through its page cache, by a shared mapping), and written in runs of differing pages.
+ * page with the parent image (which is read, not mapped: a file that got shorter must be an error, not a signal), and
+ * written in runs of differing pages.
  *
  * Invariants: the buffer's runs are in ascending image offset; a page is skipped only if it was seen equal to the
  * parent's byte for byte, where a hole of the parent counts as zeros without being read; any short read or write
@@ -11,8 +12,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -27,54 +26,64 @@ struct capture {
     struct iovec remote[PAGE_WALK_RUNS];
     uint64_t offsets[PAGE_WALK_RUNS]; /* in the image, of each remote run */
     size_t run_count;
-    const uint8_t *parent; /* the whole parent image */
-    uint64_t data_start;   /* the parent's extent of data at or after the last look-up */
+    uint8_t *parent;     /* the parent image's bytes for the run being compared */
+    uint64_t data_start; /* the parent's extent of data at or after the last look-up */
     uint64_t data_end;
     struct capture_result result;
 };
 
-/* Whether the parent holds data (rather than a hole) at `offset`. Offsets only grow, so one extent is kept. */
-static int parent_has_data(struct capture *capture, uint64_t offset)
+/* Finds the parent's first extent of data that ends after `offset`. Offsets only grow, so one extent is kept. */
+static int find_extent(struct capture *capture, uint64_t offset)
 {
-    if (offset >= capture->data_end) {
-        off_t data = lseek(capture->source->parent_fd, (off_t)offset, SEEK_DATA);
-        if (data < 0 && errno != ENXIO)
-            return -errno;
-        if (data < 0) {
-            capture->data_start = capture->data_end = UINT64_MAX;
-        } else {
-            off_t hole = lseek(capture->source->parent_fd, data, SEEK_HOLE);
-            if (hole < 0)
-                return -errno;
-            capture->data_start = (uint64_t)data;
-            capture->data_end = (uint64_t)hole;
-        }
-    }
-    return offset >= capture->data_start;
+    if (offset < capture->data_end)
+        return 0;
+    off_t data = lseek(capture->source->parent_fd, (off_t)offset, SEEK_DATA);
+    if (data < 0 && errno != ENXIO)
+        return -errno;
+    off_t hole = data < 0 ? 0 : lseek(capture->source->parent_fd, data, SEEK_HOLE);
+    if (hole < 0)
+        return -errno;
+    capture->data_start = data < 0 ? UINT64_MAX : (uint64_t)data;
+    capture->data_end = data < 0 ? UINT64_MAX : (uint64_t)hole;
+    return 0;
 }
 
-/* 1 when the page differs from the parent's, 0 when not. */
-static int page_differs(struct capture *capture, const uint8_t *page, uint64_t offset)
+/* Fills `parent` with the parent image's bytes; holes are not read, which would fill the page cache with zeros. */
+static int read_parent(struct capture *capture, uint64_t offset, size_t length)
 {
-    static const uint8_t zeros[PAGE_SIZE_BYTES];
-    int has_data = parent_has_data(capture, offset);
-    if (has_data < 0)
-        return has_data;
-    return memcmp(page, has_data ? capture->parent + offset : zeros, PAGE_SIZE_BYTES) != 0;
+    for (size_t done = 0; done < length;) {
+        int r = find_extent(capture, offset + done);
+        if (r < 0)
+            return r;
+        uint64_t at = offset + done;
+        uint8_t *to = capture->parent + done;
+        if (at < capture->data_start) {
+            size_t hole = (size_t)MIN(capture->data_start - at, (uint64_t)(length - done));
+            memset(to, 0, hole);
+            done += hole;
+            continue;
+        }
+        size_t wanted = (size_t)MIN(capture->data_end - at, (uint64_t)(length - done));
+        ssize_t n = pread(capture->source->parent_fd, to, wanted, (off_t)at);
+        if (n <= 0)
+            return n < 0 ? -errno : -EIO; /* the image got shorter, which nobody may do */
+        done += (size_t)n;
+    }
+    return 0;
 }
 
 /* Writes the differing pages of one run. */
 static int write_run(struct capture *capture, const uint8_t *bytes, uint64_t offset, size_t length)
 {
+    int r = read_parent(capture, offset, length);
+    if (r < 0)
+        return r;
     size_t start = 0; /* of the differing pages not yet written */
     for (size_t at = 0; at <= length; at += PAGE_SIZE_BYTES) {
-        int differs = at < length ? page_differs(capture, bytes + at, offset + at) : 0;
-        if (differs < 0)
-            return differs;
-        if (differs)
+        if (at < length && memcmp(bytes + at, capture->parent + at, PAGE_SIZE_BYTES) != 0)
             continue;
         if (at > start) {
-            int r = io_pwrite_full(capture->image_fd, bytes + start, at - start, (off_t)(offset + start));
+            r = io_pwrite_full(capture->image_fd, bytes + start, at - start, (off_t)(offset + start));
             if (r < 0)
                 return r;
             capture->result.written_bytes += at - start;
@@ -151,31 +160,18 @@ int capture_memory(const struct capture_source *source, int image_fd, struct cap
     CLEANUP_CLOSE int pagemap_fd = page_map_open(source->pid, err);
     if (pagemap_fd < 0)
         return pagemap_fd;
-    struct stat status;
-    if (fstat(source->parent_fd, &status) < 0)
-        return error_errno(err, "cannot read the parent image");
-    void *parent = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_SHARED, source->parent_fd, 0);
-    if (parent == MAP_FAILED)
-        return error_errno(err, "cannot map the parent image");
-    struct capture *capture = calloc(1, sizeof(*capture));
-    uint8_t *buffer = malloc(CAPTURE_BUFFER);
-    int r = -ENOMEM;
-    if (capture != NULL && buffer != NULL) {
-        *capture = (struct capture){
-            .source = source,
-            .image_fd = image_fd,
-            .buffer = buffer,
-            .parent = parent,
-        };
-        r = capture_ranges(capture, pagemap_fd, err);
-        if (r == 0)
-            *ret = capture->result;
-    } else {
-        error_set(err, ENOMEM, "out of memory");
-    }
-    free(buffer);
-    free(capture);
-    munmap(parent, (size_t)status.st_size);
+    CLEANUP_FREE struct capture *capture = calloc(1, sizeof(*capture));
+    CLEANUP_FREE uint8_t *buffer = malloc(CAPTURE_BUFFER);
+    CLEANUP_FREE uint8_t *parent = malloc(CAPTURE_BUFFER);
+    if (capture == NULL || buffer == NULL || parent == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    capture->source = source;
+    capture->image_fd = image_fd;
+    capture->buffer = buffer;
+    capture->parent = parent;
+    int r = capture_ranges(capture, pagemap_fd, err);
+    if (r == 0)
+        *ret = capture->result;
     return r;
 }
 

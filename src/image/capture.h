@@ -6,7 +6,8 @@
  * Documentation/admin-guide/mm/pagemap.rst) finds present or swapped pages that are not the file's; on older
  * kernels bits 61–63 of /proc/PID/pagemap say the same. Pages are read by process_vm_readv in runs, compared with
  * the parent image, and only those that differ are written. Cost follows what is private, not how large the guest
- * is. Memory used: one buffer of CAPTURE_BUFFER.
+ * is. Memory used: two
+ * buffers of CAPTURE_BUFFER.
  *
  * The guest must be stopped. Any thread.
  */
