@@ -1,0 +1,5 @@
+#include "api/api.h"
+
+const struct api_route e2b_template_routes[] = {
+    {0},
+};

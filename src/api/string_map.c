@@ -1,0 +1,89 @@
+#include "api/string_map.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "api/utf8.h"
+
+static int string_member(const char *field, const char *key, json_t *value, const char **ret, struct error *err)
+{
+    if (!json_is_string(value))
+        return error_set(err, EINVAL, "\"%s\": the value of \"%s\" must be a string", field, key);
+    *ret = json_string_value(value);
+    return 0;
+}
+
+int string_map_environment(json_t *object, const char *field, struct string_list *list, struct error *err)
+{
+    const char *key;
+    json_t *member;
+    json_object_foreach (object, key, member) {
+        const char *value;
+        int r = string_member(field, key, member, &value, err);
+        if (r < 0)
+            return r;
+        if (key[0] == '\0' || strchr(key, '=') != NULL)
+            return error_set(err, EINVAL, "\"%s\": \"%s\" cannot be the name of a variable", field, key);
+        char *text;
+        if (asprintf(&text, "%s=%s", key, value) < 0)
+            return error_set(err, ENOMEM, "out of memory");
+        r = string_list_add(list, text);
+        cleanup_free(&text);
+        if (r < 0)
+            return error_set(err, ENOMEM, "out of memory");
+    }
+    return 0;
+}
+
+int string_map_metadata(json_t *object, const char *field, struct string_list *list, struct error *err)
+{
+    const char *key;
+    json_t *member;
+    json_object_foreach (object, key, member) {
+        const char *value;
+        int r = string_member(field, key, member, &value, err);
+        if (r < 0)
+            return r;
+        if (string_list_add(list, key) < 0 || string_list_add(list, value) < 0)
+            return error_set(err, ENOMEM, "out of memory");
+    }
+    return 0;
+}
+
+json_t *string_map_environment_json(const struct string_list *list)
+{
+    json_t *object = json_object();
+    for (size_t i = 0; i < list->count; i++) {
+        const char *equals = strchr(list->items[i], '=');
+        if (equals == NULL)
+            continue;
+        CLEANUP_FREE char *name = strndup(list->items[i], (size_t)(equals - list->items[i]));
+        if (name == NULL || json_object_set_new(object, name, utf8_json(equals + 1, strlen(equals + 1))) < 0) {
+            json_decref(object);
+            return NULL;
+        }
+    }
+    return object;
+}
+
+json_t *string_map_metadata_json(const struct string_list *list)
+{
+    json_t *object = json_object();
+    for (size_t i = 0; i + 1 < list->count; i += 2) {
+        const char *value = list->items[i + 1];
+        if (json_object_set_new(object, list->items[i], utf8_json(value, strlen(value))) < 0) {
+            json_decref(object);
+            return NULL;
+        }
+    }
+    return object;
+}
+
+const char *string_map_metadata_get(const struct string_list *list, const char *key)
+{
+    for (size_t i = 0; i + 1 < list->count; i += 2)
+        if (strcmp(list->items[i], key) == 0)
+            return list->items[i + 1];
+    return NULL;
+}

@@ -1,0 +1,457 @@
+#include "fake_manager.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/encode.h"
+#include "base/io.h"
+
+#define SANDBOXES_MAX 64
+
+struct manager {
+    pthread_mutex_t lock;
+    struct sandbox_info sandboxes[SANDBOXES_MAX];
+    size_t count;
+};
+
+static char *copy(const char *text)
+{
+    char *result = strdup(text);
+    if (result == NULL)
+        abort();
+    return result;
+}
+
+void string_list_done(struct string_list *list)
+{
+    for (size_t i = 0; i < list->count; i++)
+        free(list->items[i]);
+    free(list->items);
+    *list = (struct string_list){0};
+}
+
+int string_list_add(struct string_list *list, const char *text)
+{
+    list->items = realloc(list->items, (list->count + 1) * sizeof(char *));
+    if (list->items == NULL)
+        abort();
+    list->items[list->count++] = copy(text);
+    return 0;
+}
+
+static void copy_list(const struct string_list *from, struct string_list *to)
+{
+    *to = (struct string_list){0};
+    for (size_t i = 0; i < from->count; i++)
+        string_list_add(to, from->items[i]);
+}
+
+static void copy_info(const struct sandbox_info *from, struct sandbox_info *to)
+{
+    *to = *from;
+    to->id = copy(from->id);
+    to->lost_reason = from->lost_reason != NULL ? copy(from->lost_reason) : NULL;
+    to->template_id = copy(from->template_id);
+    to->template_name = copy(from->template_name);
+    to->snapshot_id = copy(from->snapshot_id);
+    to->parent_id = copy(from->parent_id);
+    to->access_token = copy(from->access_token);
+    copy_list(&from->environment, &to->environment);
+    copy_list(&from->metadata, &to->metadata);
+}
+
+void sandbox_info_done(struct sandbox_info *info)
+{
+    free(info->id);
+    free(info->lost_reason);
+    free(info->template_id);
+    free(info->template_name);
+    free(info->snapshot_id);
+    free(info->parent_id);
+    free(info->access_token);
+    string_list_done(&info->environment);
+    string_list_done(&info->metadata);
+}
+
+void sandbox_list_done(struct sandbox_list *list)
+{
+    for (size_t i = 0; i < list->count; i++)
+        sandbox_info_done(&list->items[i]);
+    free(list->items);
+}
+
+int manager_open(const struct manager_options *options, struct manager **ret, struct error *err)
+{
+    (void)options;
+    (void)err;
+    struct manager *manager = calloc(1, sizeof(*manager));
+    if (manager == NULL)
+        abort();
+    pthread_mutex_init(&manager->lock, NULL);
+    *ret = manager;
+    return 0;
+}
+
+void manager_close(struct manager *manager)
+{
+    for (size_t i = 0; i < manager->count; i++)
+        sandbox_info_done(&manager->sandboxes[i]);
+    pthread_mutex_destroy(&manager->lock);
+    free(manager);
+}
+
+const char *manager_api_key(const struct manager *manager)
+{
+    (void)manager;
+    return FAKE_API_KEY;
+}
+
+/* Returns with the lock held on success. */
+static int find(struct manager *manager, const char *id, struct sandbox_info **ret, struct error *err)
+{
+    *ret = NULL;
+    pthread_mutex_lock(&manager->lock);
+    for (size_t i = 0; i < manager->count; i++) {
+        if (strncmp(manager->sandboxes[i].id, id, strlen(id)) != 0)
+            continue;
+        if (*ret != NULL) {
+            pthread_mutex_unlock(&manager->lock);
+            return error_set(err, EINVAL, "\"%s\" fits several sandboxes", id);
+        }
+        *ret = &manager->sandboxes[i];
+    }
+    if (*ret != NULL)
+        return 0;
+    pthread_mutex_unlock(&manager->lock);
+    return error_set(err, ENOENT, "no sandbox \"%s\"", id);
+}
+
+static int find_in_state(struct manager *manager, const char *id, enum sandbox_state state,
+                         struct sandbox_info **ret, struct error *err)
+{
+    int r = find(manager, id, ret, err);
+    if (r < 0 || (*ret)->state == state)
+        return r;
+    r = error_set(err, EBUSY, "sandbox %s is %s", (*ret)->id, sandbox_state_name((*ret)->state));
+    pthread_mutex_unlock(&manager->lock);
+    return r;
+}
+
+static int64_t expiry(int64_t timeout_s)
+{
+    return timeout_s == 0 ? 0 : clock_realtime_ns() + timeout_s * 1000000000;
+}
+
+/* Under the lock. */
+static int add(struct manager *manager, const struct sandbox_info *model, struct sandbox_info *ret,
+               struct error *err)
+{
+    if (manager->count == SANDBOXES_MAX)
+        return error_set(err, EAGAIN, "the fake is full");
+    struct sandbox_info *info = &manager->sandboxes[manager->count++];
+    char id[17];
+    random_name(id, 16);
+    copy_info(model, info);
+    free(info->id);
+    info->id = copy(id);
+    info->state = SANDBOX_RUNNING;
+    info->vmm_pid = 1;
+    info->created_ns = info->started_ns = clock_realtime_ns();
+    copy_info(info, ret);
+    return 0;
+}
+
+int manager_create(struct manager *manager, const struct sandbox_spec *spec, struct sandbox_info *ret,
+                   struct error *err)
+{
+    if (strcmp(spec->template_name, "base") != 0)
+        return error_set(err, ENOENT, "no template \"%s\"", spec->template_name);
+    struct sandbox_info model = {.id = (char *)"",
+                                 .template_id = (char *)"t0base",
+                                 .template_name = (char *)"base",
+                                 .snapshot_id = (char *)"s0base",
+                                 .parent_id = (char *)"",
+                                 .access_token = (char *)FAKE_ACCESS_TOKEN,
+                                 .cpus = spec->cpus != 0 ? spec->cpus : 1,
+                                 .memory_mib = spec->memory_mib != 0 ? spec->memory_mib : 512,
+                                 .disk_bytes = (uint64_t)2 << 30,
+                                 .egress_denied = spec->egress_denied,
+                                 .environment = spec->environment,
+                                 .metadata = spec->metadata,
+                                 .expires_ns = expiry(spec->timeout_s),
+                                 .on_timeout = spec->on_timeout};
+    pthread_mutex_lock(&manager->lock);
+    int r = add(manager, &model, ret, err);
+    pthread_mutex_unlock(&manager->lock);
+    return r;
+}
+
+int manager_get(struct manager *manager, const char *id_or_prefix, struct sandbox_info *ret, struct error *err)
+{
+    struct sandbox_info *info;
+    int r = find(manager, id_or_prefix, &info, err);
+    if (r < 0)
+        return r;
+    copy_info(info, ret);
+    pthread_mutex_unlock(&manager->lock);
+    return 0;
+}
+
+int manager_list(struct manager *manager, struct sandbox_list *ret, struct error *err)
+{
+    (void)err;
+    pthread_mutex_lock(&manager->lock);
+    ret->count = manager->count;
+    ret->items = calloc(manager->count + 1, sizeof(*ret->items));
+    for (size_t i = 0; i < manager->count && ret->items != NULL; i++)
+        copy_info(&manager->sandboxes[i], &ret->items[i]);
+    pthread_mutex_unlock(&manager->lock);
+    return 0;
+}
+
+int manager_pause(struct manager *manager, const char *id_or_prefix, struct sandbox_info *ret, struct error *err)
+{
+    struct sandbox_info *info;
+    int r = find_in_state(manager, id_or_prefix, SANDBOX_RUNNING, &info, err);
+    if (r < 0)
+        return r;
+    info->state = SANDBOX_PAUSED;
+    info->vmm_pid = 0;
+    copy_info(info, ret);
+    pthread_mutex_unlock(&manager->lock);
+    return 0;
+}
+
+int manager_resume(struct manager *manager, const char *id_or_prefix, int64_t timeout_s, bool *ret_was_running,
+                   struct sandbox_info *ret, struct error *err)
+{
+    struct sandbox_info *info;
+    int r = find(manager, id_or_prefix, &info, err);
+    if (r < 0)
+        return r;
+    *ret_was_running = info->state == SANDBOX_RUNNING;
+    info->state = SANDBOX_RUNNING;
+    info->vmm_pid = 1;
+    int64_t expires_ns = expiry(timeout_s);
+    if (timeout_s >= 0 && (!*ret_was_running || expires_ns > info->expires_ns))
+        info->expires_ns = expires_ns;
+    copy_info(info, ret);
+    pthread_mutex_unlock(&manager->lock);
+    return 0;
+}
+
+int manager_fork(struct manager *manager, const char *id_or_prefix, unsigned count, int64_t timeout_s,
+                 struct fork_result *results, struct error *err)
+{
+    struct sandbox_info *info;
+    int r = find(manager, id_or_prefix, &info, err);
+    if (r < 0)
+        return r;
+    struct sandbox_info model;
+    copy_info(info, &model);
+    free(model.parent_id);
+    model.parent_id = copy(info->id);
+    model.expires_ns = expiry(timeout_s);
+    for (unsigned i = 0; i < count; i++) {
+        results[i] = (struct fork_result){.error = ERROR_INIT};
+        add(manager, &model, &results[i].info, &results[i].error);
+    }
+    sandbox_info_done(&model);
+    pthread_mutex_unlock(&manager->lock);
+    return 0;
+}
+
+void fork_results_done(struct fork_result *results, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        if (results[i].error.code == 0)
+            sandbox_info_done(&results[i].info);
+        error_done(&results[i].error);
+    }
+}
+
+int manager_kill(struct manager *manager, const char *id_or_prefix, struct error *err)
+{
+    struct sandbox_info *info;
+    int r = find(manager, id_or_prefix, &info, err);
+    if (r < 0)
+        return r;
+    sandbox_info_done(info);
+    memmove(info, info + 1, (size_t)(manager->sandboxes + --manager->count - info) * sizeof(*info));
+    pthread_mutex_unlock(&manager->lock);
+    return 0;
+}
+
+int manager_set_timeout(struct manager *manager, const char *id_or_prefix, int64_t timeout_s, struct error *err)
+{
+    struct sandbox_info *info;
+    int r = find_in_state(manager, id_or_prefix, SANDBOX_RUNNING, &info, err);
+    if (r < 0)
+        return r;
+    info->expires_ns = expiry(timeout_s);
+    pthread_mutex_unlock(&manager->lock);
+    return 0;
+}
+
+int manager_set_egress(struct manager *manager, const char *id_or_prefix, bool allowed, struct error *err)
+{
+    struct sandbox_info *info;
+    int r = find_in_state(manager, id_or_prefix, SANDBOX_RUNNING, &info, err);
+    if (r < 0)
+        return r;
+    info->egress_denied = !allowed;
+    pthread_mutex_unlock(&manager->lock);
+    return 0;
+}
+
+int manager_stats(struct manager *manager, const char *id_or_prefix, struct sandbox_stats *ret, struct error *err)
+{
+    struct sandbox_info *info;
+    int r = find_in_state(manager, id_or_prefix, SANDBOX_RUNNING, &info, err);
+    if (r < 0)
+        return r;
+    pthread_mutex_unlock(&manager->lock);
+    *ret = (struct sandbox_stats){1 << 20, 64 << 20, 90 << 20, 1500000000, 4 << 20};
+    return 0;
+}
+
+int manager_logs(struct manager *manager, const char *id_or_prefix, size_t limit, char **ret_text,
+                 size_t *ret_length, struct error *err)
+{
+    static const char text[] = "first line\nsecond \xff line\n";
+    struct sandbox_info *info;
+    int r = find(manager, id_or_prefix, &info, err);
+    if (r < 0)
+        return r;
+    pthread_mutex_unlock(&manager->lock);
+    size_t length = MIN(sizeof(text) - 1, limit);
+    *ret_text = copy(text + sizeof(text) - 1 - length);
+    *ret_length = length;
+    return 0;
+}
+
+int manager_socket(struct manager *manager, const char *id, struct error *err)
+{
+    struct sandbox_info *info;
+    int r = find_in_state(manager, id, SANDBOX_RUNNING, &info, err);
+    if (r < 0)
+        return r;
+    pthread_mutex_unlock(&manager->lock);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    return fd < 0 ? error_errno(err, "cannot create a socket") : fd;
+}
+
+static void base_template(struct template_info *ret, const char *name)
+{
+    *ret = (struct template_info){copy("t0base"),    copy(name),         copy("s0base"), 1, 512,
+                                  (uint64_t)2 << 30, clock_realtime_ns()};
+}
+
+void template_info_done(struct template_info *info)
+{
+    free(info->id);
+    free(info->name);
+    free(info->snapshot_id);
+}
+
+void template_list_done(struct template_list *list)
+{
+    for (size_t i = 0; i < list->count; i++)
+        template_info_done(&list->items[i]);
+    free(list->items);
+}
+
+/* A template called "endless" reports progress until it is cancelled, "broken" fails. */
+int manager_template_build(struct manager *manager, const struct template_spec *spec, progress_function progress,
+                           void *context, struct template_info *ret, struct error *err)
+{
+    (void)manager;
+    do {
+        if (!progress(context, "making the root file system"))
+            return error_set(err, ECANCELED, "cancelled");
+    } while (strcmp(spec->name, "endless") == 0);
+    if (strcmp(spec->name, "broken") == 0) {
+        error_set(err, ETIMEDOUT, "the agent did not answer");
+        error_hint(err, "look at the console");
+        return -ETIMEDOUT;
+    }
+    base_template(ret, spec->name);
+    return 0;
+}
+
+int manager_template_list(struct manager *manager, struct template_list *ret, struct error *err)
+{
+    (void)manager;
+    (void)err;
+    ret->count = 1;
+    ret->items = calloc(1, sizeof(*ret->items));
+    if (ret->items == NULL)
+        abort();
+    base_template(&ret->items[0], "base");
+    return 0;
+}
+
+int manager_template_remove(struct manager *manager, const char *name_or_id, struct error *err)
+{
+    (void)manager;
+    return strcmp(name_or_id, "base") == 0 ? 0 : error_set(err, ENOENT, "no template \"%s\"", name_or_id);
+}
+
+static void base_snapshot(struct snapshot_info *ret)
+{
+    *ret = (struct snapshot_info){copy("s0base"),      copy(""), copy("t0base"), copy(""), true, 1, 512,
+                                  clock_realtime_ns(), 80 << 20, 1 << 20,        4096};
+}
+
+void snapshot_info_done(struct snapshot_info *info)
+{
+    free(info->id);
+    free(info->sandbox_id);
+    free(info->template_id);
+    free(info->parent_id);
+}
+
+void snapshot_list_done(struct snapshot_list *list)
+{
+    for (size_t i = 0; i < list->count; i++)
+        snapshot_info_done(&list->items[i]);
+    free(list->items);
+}
+
+int manager_snapshot_list(struct manager *manager, struct snapshot_list *ret, struct error *err)
+{
+    (void)manager;
+    (void)err;
+    ret->count = 1;
+    ret->items = calloc(1, sizeof(*ret->items));
+    if (ret->items == NULL)
+        abort();
+    base_snapshot(&ret->items[0]);
+    return 0;
+}
+
+int manager_snapshot_get(struct manager *manager, const char *id_or_prefix, struct snapshot_info *ret,
+                         struct error *err)
+{
+    (void)manager;
+    if (strncmp("s0base", id_or_prefix, strlen(id_or_prefix)) != 0)
+        return error_set(err, ENOENT, "no snapshot \"%s\"", id_or_prefix);
+    base_snapshot(ret);
+    return 0;
+}
+
+int manager_snapshot_remove(struct manager *manager, const char *id_or_prefix, struct error *err)
+{
+    (void)manager;
+    return error_set(err, EBUSY, "snapshot %s is needed by template base", id_or_prefix);
+}
+
+const char *sandbox_state_name(enum sandbox_state state)
+{
+    static const char *const names[] = {"creating", "running", "pausing", "paused", "resuming", "killed", "lost"};
+    return names[state];
+}

@@ -1,0 +1,15 @@
+/*
+ * fake_manager.h: a manager (sandbox/manager.h) without guests, for tests of what stands in front of it.
+ *
+ * Sandboxes are entries in an array, all in one process; manager_socket gives an ordinary socket, so a test that
+ * proxies runs in a network namespace in which NET_GUEST_ADDRESS is its own. There is one template, "base".
+ */
+#ifndef DORMOUSE_TESTS_FAKE_MANAGER_H
+#define DORMOUSE_TESTS_FAKE_MANAGER_H
+
+#include "sandbox/manager.h"
+
+#define FAKE_API_KEY      "e2b_0123456789abcdef0123456789abcdef01234567"
+#define FAKE_ACCESS_TOKEN "token0123456789"
+
+#endif
