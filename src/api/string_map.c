@@ -6,12 +6,12 @@
 
 #include "api/utf8.h"
 
-static int string_member(const char *field, const char *key, json_t *value, const char **ret, struct error *err)
+/* NULL, and the error, when the member is no string. */
+static const char *member_text(const char *field, const char *key, json_t *value, struct error *err)
 {
     if (!json_is_string(value))
-        return error_set(err, EINVAL, "\"%s\": the value of \"%s\" must be a string", field, key);
-    *ret = json_string_value(value);
-    return 0;
+        error_set(err, EINVAL, "\"%s\": the value of \"%s\" must be a string", field, key);
+    return json_string_value(value);
 }
 
 int string_map_environment(json_t *object, const char *field, struct string_list *list, struct error *err)
@@ -19,16 +19,15 @@ int string_map_environment(json_t *object, const char *field, struct string_list
     const char *key;
     json_t *member;
     json_object_foreach (object, key, member) {
-        const char *value;
-        int r = string_member(field, key, member, &value, err);
-        if (r < 0)
-            return r;
+        const char *value = member_text(field, key, member, err);
+        if (value == NULL)
+            return -EINVAL;
         if (key[0] == '\0' || strchr(key, '=') != NULL)
             return error_set(err, EINVAL, "\"%s\": \"%s\" cannot be the name of a variable", field, key);
         char *text;
         if (asprintf(&text, "%s=%s", key, value) < 0)
             return error_set(err, ENOMEM, "out of memory");
-        r = string_list_add(list, text);
+        int r = string_list_add(list, text);
         cleanup_free(&text);
         if (r < 0)
             return error_set(err, ENOMEM, "out of memory");
@@ -41,10 +40,9 @@ int string_map_metadata(json_t *object, const char *field, struct string_list *l
     const char *key;
     json_t *member;
     json_object_foreach (object, key, member) {
-        const char *value;
-        int r = string_member(field, key, member, &value, err);
-        if (r < 0)
-            return r;
+        const char *value = member_text(field, key, member, err);
+        if (value == NULL)
+            return -EINVAL;
         if (string_list_add(list, key) < 0 || string_list_add(list, value) < 0)
             return error_set(err, ENOMEM, "out of memory");
     }
