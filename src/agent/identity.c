@@ -1,0 +1,65 @@
+#include "agent/identity.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "agent/etc.h"
+
+int identity_set_text(char *field, size_t size, const void *bytes, size_t length)
+{
+    if (length >= size || memchr(bytes, '\0', length) != NULL)
+        return -ENAMETOOLONG;
+    memcpy(field, bytes, length);
+    field[length] = '\0';
+    return 0;
+}
+
+int identity_set_token(struct identity *identity, const void *bytes, size_t length)
+{
+    int r = identity_set_text(identity->token, sizeof(identity->token), bytes, length);
+    if (r == 0)
+        identity->token_length = length;
+    return r;
+}
+
+bool identity_is_environment_entry(const void *text, size_t length)
+{
+    const char *equals = memchr(text, '=', length);
+    return equals != NULL && equals != (const char *)text && memchr(text, '\0', length) == NULL;
+}
+
+void identity_set_environment(struct identity *identity, char *block, size_t length)
+{
+    free(identity->environment);
+    identity->environment = block;
+    identity->environment_length = length;
+}
+
+void identity_each_variable(const struct identity *identity,
+                            void (*visit)(void *context, const char *name, size_t name_length, const char *value),
+                            void *context)
+{
+    if (identity->sandbox_id[0] != '\0') {
+        visit(context, "E2B_SANDBOX", strlen("E2B_SANDBOX"), "true");
+        visit(context, "E2B_SANDBOX_ID", strlen("E2B_SANDBOX_ID"), identity->sandbox_id);
+    }
+    if (identity->template_id[0] != '\0')
+        visit(context, "E2B_TEMPLATE_ID", strlen("E2B_TEMPLATE_ID"), identity->template_id);
+    const char *end = identity->environment + identity->environment_length;
+    for (const char *entry = identity->environment; entry < end; entry += strlen(entry) + 1) {
+        const char *equals = strchr(entry, '=');
+        visit(context, entry, (size_t)(equals - entry), equals + 1);
+    }
+}
+
+void identity_refresh_hosts(struct identity *identity)
+{
+    if (!identity->hosts_stale)
+        return;
+    identity->hosts_stale = false;
+    char name[HOST_NAME_MAX + 1];
+    if (gethostname(name, sizeof(name)) == 0)
+        etc_set_host_name(name);
+}
