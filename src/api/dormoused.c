@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "api/api.h"
+#include "api/guest.h"
 #include "api/http.h"
 #include "api/listen.h"
 #include "api/log.h"
@@ -170,8 +171,8 @@ static int run(const struct options *options, struct error *err)
         return -EPERM;
     }
     raise_descriptor_limit();
-    int r = install_handlers(err);
-    if (r < 0)
+    int r;
+    if ((r = install_handlers(err)) < 0 || (r = guest_global_init(err)) < 0)
         return r;
     int sockets[2];
     uint16_t port;
