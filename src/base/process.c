@@ -99,7 +99,7 @@ static void read_tail(int fd, char tail[static STDERR_KEPT + 1])
         *newline = ' ';
 }
 
-int process_run(char *const *arguments, struct error *err)
+int process_run(const char *const *arguments, struct error *err)
 {
     int output[2];
     if (pipe2(output, O_CLOEXEC) < 0)
@@ -111,7 +111,7 @@ int process_run(char *const *arguments, struct error *err)
     posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
     posix_spawn_file_actions_adddup2(&actions, output[1], 2);
     pid_t pid;
-    int code = posix_spawnp(&pid, arguments[0], &actions, NULL, arguments, environ);
+    int code = posix_spawnp(&pid, arguments[0], &actions, NULL, (char *const *)arguments, environ);
     posix_spawn_file_actions_destroy(&actions);
     close(output[1]);
     if (code != 0)

@@ -25,6 +25,6 @@ int process_open(pid_t pid, uint64_t start_time);
  * discarded but for the last part of standard error, which goes into the error object. -EREMOTEIO on a non-zero
  * exit.
  */
-int process_run(char *const *arguments, struct error *err);
+int process_run(const char *const *arguments, struct error *err);
 
 #endif

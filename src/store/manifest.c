@@ -78,7 +78,7 @@ static int read_numbers(const json_t *object, struct snapshot_manifest *m, struc
     } numbers[] = {
         {"machine_revision", 1, INT32_MAX, &revision}, {"cpus", 1, CPUS_MAX, &cpus},
         {"memory_bytes", 4096, MEMORY_MAX, &memory},   {"disk_bytes", 0, MEMORY_MAX, &disk},
-        {"state_bytes", 1, INT32_MAX, &state},         {"created_ns", 0, INT64_MAX, &m->created_ns},
+        {"state_bytes", 0, INT32_MAX, &state},         {"created_ns", 0, INT64_MAX, &m->created_ns},
     };
     for (size_t i = 0; i < ARRAY_SIZE(numbers); i++) {
         /* Absent is outside the range of what must be there. */

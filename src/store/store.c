@@ -355,7 +355,9 @@ static int publish(const struct snapshot_writer *writer, struct snapshot_manifes
     if (rename(writer->directory, final) < 0)
         return error_errno(err, "cannot rename %s", writer->directory);
     r = io_fsync_path(writer->store->directory);
-    return r < 0 ? error_code(err, r, "cannot make %s durable", final) : 0;
+    if (r < 0 && rename(final, writer->directory) == 0)
+        return error_code(err, r, "cannot make %s durable", final);
+    return 0;
 }
 
 int store_commit(struct snapshot_writer *writer, struct snapshot_manifest *manifest, struct error *err)
@@ -393,7 +395,7 @@ static int make_empty_memory(const char *directory, uint64_t size, struct error 
 int store_materialize(struct store *store, const char *id, const char *vm_directory, uid_t uid,
                       uint64_t memory_bytes, struct error *err)
 {
-    static const char *const always[] = {VMM_FILE_BASE, VMM_FILE_KERNEL, VMM_FILE_INITRD};
+    static const char *const always[] = {VMM_FILE_BASE, VMM_FILE_KERNEL, VMM_FILE_INITRD, MANIFEST};
     static const char *const to_restore[] = {VMM_FILE_MEMORY, VMM_FILE_STATE};
     CLEANUP_FREE char *directory = NULL;
     int r = find(store, id, &directory, err);
@@ -406,4 +408,16 @@ int store_materialize(struct store *store, const char *id, const char *vm_direct
     if (r == 0)
         r = clone_file(directory, vm_directory, VMM_FILE_OVERLAY, uid, err);
     return r < 0 ? error_wrap(err, r, "preparing a VM from snapshot %s", id) : 0;
+}
+
+int store_read_origin(const char *vm_directory, struct snapshot_manifest *ret, struct error *err)
+{
+    CLEANUP_FREE char *path = join(vm_directory, "", MANIFEST, err);
+    return path != NULL ? manifest_read(path, ret, err) : -ENOMEM;
+}
+
+int store_write_origin(const char *vm_directory, const struct snapshot_manifest *manifest, struct error *err)
+{
+    CLEANUP_FREE char *path = join(vm_directory, "", MANIFEST, err);
+    return path != NULL ? manifest_write(path, manifest, err) : -ENOMEM;
 }

@@ -90,9 +90,14 @@ void store_abort(struct snapshot_writer *writer);
 /*
  * Fills an empty VM directory (vmm/vmm.h) from a snapshot: images, kernel and state linked, the overlay cloned and
  * owned by `uid`. With `memory_bytes` other than 0 for booting instead of restoring: an empty memory image of that
- * size, and no state.
+ * size, and no state. The manifest goes along as the VM directory's origin.
  */
 int store_materialize(struct store *store, const char *id, const char *vm_directory, uid_t uid,
                       uint64_t memory_bytes, struct error *err);
+
+/* What the VM in `vm_directory` was made from: the snapshot itself may be gone. */
+int store_read_origin(const char *vm_directory, struct snapshot_manifest *ret, struct error *err);
+/* For a VM directory that was not made from a snapshot. */
+int store_write_origin(const char *vm_directory, const struct snapshot_manifest *manifest, struct error *err);
 
 #endif

@@ -1,0 +1,179 @@
+/*
+ * internal.h: what the files behind manager.h share.
+ *
+ * Locks: `manager->lock` guards the lists, reference counts and the `info` of every object; it is held only for
+ * moments, never across I/O other than opening a socket. `sandbox->operation` is held for a whole operation on one
+ * sandbox; whoever changes `info` holds both, so either suffices for reading. Order: operation before lock; never
+ * two operation locks at once.
+ *
+ * Life of a sandbox object: in the list with references 0; sandbox_acquire takes a reference and the operation
+ * lock; when it is removed from the list it is freed by the last release.
+ */
+#ifndef DORMOUSE_SANDBOX_INTERNAL_H
+#define DORMOUSE_SANDBOX_INTERNAL_H
+
+#include <jansson.h>
+#include <pthread.h>
+
+#include "net/net.h"
+#include "sandbox/manager.h"
+#include "sandbox/registry.h"
+#include "store/store.h"
+#include "vmm/vmm.h"
+
+#define SANDBOX_ID_LENGTH 20
+
+struct sandbox {
+    struct sandbox *next;
+    unsigned references;
+    bool removed; /* no longer in the list */
+    pthread_mutex_t operation;
+    struct sandbox_info info;
+    char *vm_directory;     /* exists while there is a VMM */
+    char *pending_snapshot; /* what is being written by a pause, or forked from; else NULL */
+    struct vmm *vmm;
+    struct network *network;
+    uint64_t vmm_start_time; /* of info.vmm_pid */
+    int64_t network_slot;    /* -1: none; as recorded */
+    int64_t deadline_ns;     /* CLOCK_BOOTTIME; 0: none */
+    bool expiring;           /* a worker is on its way */
+    bool unrecorded; /* a template being built: no list, no registry; a crash leaves nothing to go on with */
+};
+
+struct template
+{
+    struct template *next;
+    struct template_info info;
+};
+
+struct manager {
+    struct manager_options options;
+    char *directory;
+    char *instance; /* this data directory's name, [a-z0-9]+ */
+    char *api_key;
+    int directory_lock;
+    struct registry *registry;
+    struct store *store;
+    struct network_pool *networks;
+    pthread_mutex_t lock;
+    struct sandbox *sandboxes;
+    struct template *templates;
+    pthread_mutex_t build; /* one template build at a time */
+    pthread_t watcher;
+    bool watching;
+    int epoll_fd;
+    int wake_fd; /* eventfd: a deadline has changed, or stop */
+    bool stopping;
+    unsigned workers;
+    pthread_cond_t workers_done;
+};
+
+/* ---- info.c ---- */
+int string_list_copy(struct string_list *to, const struct string_list *from);
+int sandbox_info_copy(struct sandbox_info *to, const struct sandbox_info *from);
+int template_info_copy(struct template_info *to, const struct template_info *from);
+
+/* ---- manager.c ---- */
+
+/* DIRECTORY/part/name; the caller frees it; NULL sets err. */
+char *manager_path(const struct manager *manager, const char *part, const char *name, struct error *err);
+void manager_log(struct manager *manager, const char *format, ...) PRINTF_LIKE(2, 3);
+/* Replaces an owned string. */
+int replace_text(char **text, const char *value, struct error *err);
+/* A new [a-z0-9] id. The caller frees it. */
+char *new_id(struct error *err);
+/* Runs `function` on a thread of its own, which manager_close waits for. */
+int manager_spawn(struct manager *manager, void (*function)(struct manager *, void *), void *argument);
+
+/* ---- objects.c: the lists, references, records ---- */
+
+int sandbox_acquire(struct manager *manager, const char *id_or_prefix, struct sandbox **ret, struct error *err);
+void sandbox_release(struct manager *manager, struct sandbox *sandbox);
+/* A new object, neither listed nor recorded, with a VM directory's name. `info` is moved in. NULL sets err. */
+struct sandbox *sandbox_new(struct manager *manager, struct sandbox_info *info, struct error *err);
+void sandbox_free(struct sandbox *sandbox);
+/* A new object, acquired, listed and recorded. `info` is moved in. */
+int sandbox_add(struct manager *manager, struct sandbox_info *info, struct sandbox **ret, struct error *err);
+/* Takes it out of list and registry; it is freed at release. */
+int sandbox_remove(struct manager *manager, struct sandbox *sandbox, struct error *err);
+/* Changes the state and records everything, or changes nothing. -EBUSY when the table forbids it. */
+int sandbox_set_state(struct manager *manager, struct sandbox *sandbox, enum sandbox_state state,
+                      struct error *err);
+/* Records the sandbox as it is. */
+int sandbox_record(struct manager *manager, struct sandbox *sandbox, struct error *err);
+int sandbox_require(const struct sandbox *sandbox, enum sandbox_state state, const char *what, struct error *err);
+/* Gives up on a sandbox: the reason is recorded and shown. */
+void sandbox_set_lost(struct manager *manager, struct sandbox *sandbox, const char *reason);
+/* Copies info for the caller. */
+int sandbox_report(struct manager *manager, struct sandbox *sandbox, struct sandbox_info *ret, struct error *err);
+/* Fills a sandbox object from its record; it is listed, not acquired. */
+int sandbox_load(struct manager *manager, const char *id, const json_t *document, struct error *err);
+/* Sets the timeout from now, or none for 0. */
+void sandbox_set_deadline(struct manager *manager, struct sandbox *sandbox, int64_t timeout_s);
+
+/* Under manager->lock. NULL: none. */
+struct template *template_find(struct manager *manager, const char *name_or_id);
+int template_load(struct manager *manager, const char *id, const json_t *document, struct error *err);
+int template_record(struct manager *manager, const struct template_info *info, struct error *err);
+
+/* ---- start.c: from a snapshot to a guest that has acknowledged ---- */
+
+struct start_request {
+    const char *snapshot_id; /* NULL: the VM directory has been filled, for booting */
+    bool boot;               /* from the rootfs, instead of restoring */
+    int64_t request_ns;      /* CLOCK_MONOTONIC, when the caller asked */
+    enum vmm_accelerator accelerator;
+};
+/* In state creating or resuming: starts the VMM and brings the sandbox to running. On failure nothing is left. */
+int sandbox_start(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
+                  struct error *err);
+/* As sandbox_start, for a VM directory that was filled; on failure everything is left for the caller to look at. */
+int sandbox_boot_prepared(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
+                          struct error *err);
+/* Sends clock, entropy and identity, and waits for the agent's word. */
+int sandbox_apply_identity(struct sandbox *sandbox, int timeout_ms, struct error *err);
+/* Ends VMM and network and removes the VM directory. */
+void sandbox_teardown(struct manager *manager, struct sandbox *sandbox);
+/* What of the sandbox's record the VMM needs. */
+void sandbox_vmm_config(const struct manager *manager, const struct sandbox *sandbox, char marker[static 128],
+                        enum vmm_accelerator accelerator, int tap_fd, struct vmm_config *ret);
+
+/* ---- capture.c: from a guest to a snapshot ---- */
+
+enum capture_mode {
+    CAPTURE_AND_STOP,     /* the VMM stays stopped: its overlay becomes the snapshot's */
+    CAPTURE_AND_CONTINUE, /* the guest goes on as soon as its divergence is copied */
+};
+/* On failure the guest runs (again). Figures go into sandbox->info.capture. */
+int sandbox_capture(struct manager *manager, struct sandbox *sandbox, enum capture_mode mode,
+                    char **ret_snapshot_id, struct error *err);
+
+/* ---- snapshots.c ---- */
+
+/* Removes a snapshot that no template or sandbox refers to. */
+void snapshot_collect(struct manager *manager, const char *id);
+
+/* ---- lifecycle.c ---- */
+int sandbox_pause(struct manager *manager, struct sandbox *sandbox, struct error *err);
+int sandbox_kill(struct manager *manager, struct sandbox *sandbox, struct error *err);
+/* Ends the pause whose snapshot has been committed. */
+void sandbox_finish_pause(struct manager *manager, struct sandbox *sandbox);
+
+/* ---- recover.c ---- */
+int manager_recover(struct manager *manager, struct error *err);
+
+/* ---- watch.c ---- */
+int watch_start(struct manager *manager, struct error *err);
+void watch_stop(struct manager *manager);
+/* Tells the watcher of a new VMM. */
+int watch_vmm(struct manager *manager, const struct sandbox *sandbox, struct error *err);
+void watch_wake(struct manager *manager);
+int64_t boottime_ns(void);
+
+/* ---- accelerator.c ---- */
+
+/* KVM where a probe has shown that it runs a guest, else TCG; the verdict is kept in the data directory. */
+int accelerator_choose(struct manager *manager, const char *kernel, const char *initrd, enum vmm_accelerator *ret,
+                       struct error *err);
+
+#endif

@@ -1,0 +1,339 @@
+/* Create, pause, resume and kill. Each takes the sandbox's operation lock, so they never overlap on one sandbox. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/encode.h"
+#include "base/io.h"
+#include "sandbox/internal.h"
+
+#define ACCESS_TOKEN_BYTES 20
+
+/* What a new sandbox is made from. */
+struct origin {
+    struct snapshot_manifest manifest;
+    char *template_id;
+    char *template_name;
+};
+
+static void origin_done(struct origin *origin)
+{
+    snapshot_manifest_done(&origin->manifest);
+    free(origin->template_id);
+    free(origin->template_name);
+}
+
+/* Resolves a template's name or id, or a snapshot's id. */
+static int find_origin(struct manager *manager, const char *name, struct origin *ret, struct error *err)
+{
+    CLEANUP_FREE char *snapshot_id = NULL;
+    pthread_mutex_lock(&manager->lock);
+    const struct template *template = template_find(manager, name);
+    int r = 0;
+    if (template != NULL) {
+        r = replace_text(&snapshot_id, template->info.snapshot_id, err);
+        if (r == 0)
+            r = replace_text(&ret->template_id, template->info.id, err);
+        if (r == 0)
+            r = replace_text(&ret->template_name, template->info.name, err);
+    }
+    pthread_mutex_unlock(&manager->lock);
+    if (r < 0)
+        return r;
+    r = store_read(manager->store, snapshot_id != NULL ? snapshot_id : name, &ret->manifest, err);
+    if (r == -ENOENT && template == NULL) {
+        error_set(err, ENOENT, "there is no template or snapshot %.64s", name);
+        error_hint(err, "make it: dormouse template build %.64s; or see: dormouse template ls", name);
+    }
+    if (r == 0 && template == NULL) {
+        r = replace_text(&ret->template_id, ret->manifest.template_id, err);
+        if (r == 0)
+            r = replace_text(&ret->template_name, "", err);
+    }
+    return r;
+}
+
+static int check_spec(const struct sandbox_spec *spec, struct error *err)
+{
+    if (spec->cpus > SANDBOX_CPUS_MAX)
+        return error_set(err, EINVAL, "%u virtual CPUs are more than %d", spec->cpus, SANDBOX_CPUS_MAX);
+    if (spec->memory_mib != 0 &&
+        (spec->memory_mib < SANDBOX_MEMORY_MIN_MIB || spec->memory_mib > SANDBOX_MEMORY_MAX_MIB))
+        return error_set(err, EINVAL, "memory must be from %d to %d MiB, not %u", SANDBOX_MEMORY_MIN_MIB,
+                         SANDBOX_MEMORY_MAX_MIB, spec->memory_mib);
+    if (spec->timeout_s < 0 || spec->timeout_s > SANDBOX_TIMEOUT_MAX_S)
+        return error_set(err, EINVAL, "the timeout must be from 0 to %d seconds", SANDBOX_TIMEOUT_MAX_S);
+    if (spec->environment.count > SANDBOX_ENV_MAX)
+        return error_set(err, EINVAL, "more than %d environment variables", SANDBOX_ENV_MAX);
+    for (size_t i = 0; i < spec->environment.count; i++) {
+        const char *equals = strchr(spec->environment.items[i], '=');
+        if (equals == NULL || equals == spec->environment.items[i])
+            return error_set(err, EINVAL, "'%.64s' is no KEY=VALUE", spec->environment.items[i]);
+    }
+    return 0;
+}
+
+static int new_token(char **ret, struct error *err)
+{
+    char text[2 * ACCESS_TOKEN_BYTES + 1];
+    int r = random_hex(text, ACCESS_TOKEN_BYTES);
+    return r < 0 ? error_code(err, r, "no random numbers") : replace_text(ret, text, err);
+}
+
+static int describe(const struct sandbox_spec *spec, const struct origin *origin, struct sandbox_info *info,
+                    struct error *err)
+{
+    const struct snapshot_manifest *manifest = &origin->manifest;
+    info->id = new_id(err);
+    int r = info->id == NULL ? -ENOMEM : new_token(&info->access_token, err);
+    if (r == 0)
+        r = replace_text(&info->template_id, origin->template_id, err);
+    if (r == 0)
+        r = replace_text(&info->template_name, origin->template_name, err);
+    if (r == 0)
+        r = replace_text(&info->snapshot_id, manifest->id, err);
+    if (r == 0)
+        r = replace_text(&info->parent_id, "", err);
+    if (r == 0 && (string_list_copy(&info->environment, &spec->environment) < 0 ||
+                   string_list_copy(&info->metadata, &spec->metadata) < 0))
+        r = error_set(err, ENOMEM, "out of memory");
+    info->state = SANDBOX_CREATING;
+    info->cpus = spec->cpus != 0 ? spec->cpus : manifest->cpus;
+    info->memory_mib = spec->memory_mib != 0 ? spec->memory_mib : (unsigned)(manifest->memory_bytes >> 20);
+    info->disk_bytes = manifest->disk_bytes;
+    info->egress_denied = spec->egress_denied;
+    info->on_timeout = spec->on_timeout;
+    info->created_ns = clock_realtime_ns();
+    return r;
+}
+
+/* Refuses what could not be loaded, before any process is started. */
+static int check_compatible(const struct snapshot_manifest *manifest, enum vmm_accelerator *ret, struct error *err)
+{
+    if (manifest->machine_revision != VMM_MACHINE_REVISION)
+        return error_set(err, EBUSY, "snapshot %s was taken on machine revision %u; this is revision %d",
+                         manifest->id, manifest->machine_revision, VMM_MACHINE_REVISION);
+    int r = vmm_accelerator_parse(manifest->accelerator, ret);
+    return r < 0 ? error_set(err, EBADMSG, "snapshot %s names an unknown accelerator", manifest->id) : 0;
+}
+
+int manager_create(struct manager *manager, const struct sandbox_spec *spec, struct sandbox_info *ret,
+                   struct error *err)
+{
+    int64_t request_ns = clock_monotonic_ns();
+    CLEANUP(origin_done) struct origin origin = {0};
+    CLEANUP(sandbox_info_done) struct sandbox_info info = {0};
+    struct start_request request = {.request_ns = request_ns};
+    int r = check_spec(spec, err);
+    if (r == 0)
+        r = find_origin(manager, spec->template_name, &origin, err);
+    if (r == 0)
+        r = check_compatible(&origin.manifest, &request.accelerator, err);
+    if (r == 0)
+        r = describe(spec, &origin, &info, err);
+    struct sandbox *sandbox = NULL;
+    request.boot = r == 0 && (info.cpus != origin.manifest.cpus ||
+                              (uint64_t)info.memory_mib << 20 != origin.manifest.memory_bytes);
+    if (r == 0)
+        r = sandbox_add(manager, &info, &sandbox, err);
+    if (r < 0)
+        return r;
+    request.snapshot_id = origin.manifest.id;
+    r = sandbox_start(manager, sandbox, &request, err);
+    if (r == 0) {
+        sandbox_set_deadline(manager, sandbox, spec->timeout_s);
+        r = sandbox_record(manager, sandbox, err);
+    }
+    if (r == 0)
+        r = sandbox_report(manager, sandbox, ret, err);
+    if (r < 0)
+        sandbox_kill(manager, sandbox, NULL);
+    sandbox_release(manager, sandbox);
+    return r;
+}
+
+void sandbox_finish_pause(struct manager *manager, struct sandbox *sandbox)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    char *superseded = sandbox->info.snapshot_id;
+    pthread_mutex_lock(&manager->lock);
+    sandbox->info.snapshot_id = TAKE_PTR(sandbox->pending_snapshot);
+    sandbox->deadline_ns = 0;
+    sandbox->info.expires_ns = 0;
+    pthread_mutex_unlock(&manager->lock);
+    /* The registry says "pausing" with this very snapshot until this is written: a crash here ends the same way. */
+    if (sandbox_set_state(manager, sandbox, SANDBOX_PAUSED, &err) < 0)
+        manager_log(manager, "sandbox %s: %s", sandbox->info.id, error_message(&err));
+    sandbox_teardown(manager, sandbox);
+    if (sandbox_record(manager, sandbox, &err) < 0)
+        manager_log(manager, "sandbox %s: %s", sandbox->info.id, error_message(&err));
+    snapshot_collect(manager, superseded);
+    free(superseded);
+}
+
+/* Back to running after a failed capture; a VMM that is gone or can't be continued is lost. */
+static void undo_pause(struct manager *manager, struct sandbox *sandbox)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    bool paused = true;
+    int r = vmm_is_paused(sandbox->vmm, &paused, &err);
+    if (r == 0 && paused)
+        r = vmm_continue(sandbox->vmm, &err);
+    free(TAKE_PTR(sandbox->pending_snapshot));
+    if (r == 0)
+        r = sandbox_set_state(manager, sandbox, SANDBOX_RUNNING, &err);
+    if (r < 0) {
+        sandbox_teardown(manager, sandbox);
+        sandbox_set_lost(manager, sandbox, error_message(&err));
+    }
+}
+
+int sandbox_pause(struct manager *manager, struct sandbox *sandbox, struct error *err)
+{
+    int r = sandbox_require(sandbox, SANDBOX_RUNNING, "paused", err);
+    if (r == 0)
+        r = sandbox_set_state(manager, sandbox, SANDBOX_PAUSING, err);
+    if (r < 0)
+        return r;
+    CLEANUP_FREE char *snapshot_id = NULL;
+    r = sandbox_capture(manager, sandbox, CAPTURE_AND_STOP, &snapshot_id, err);
+    if (r < 0) {
+        undo_pause(manager, sandbox);
+        return r;
+    }
+    sandbox_finish_pause(manager, sandbox);
+    return 0;
+}
+
+int manager_pause(struct manager *manager, const char *id_or_prefix, struct sandbox_info *ret, struct error *err)
+{
+    struct sandbox *sandbox;
+    int r = sandbox_acquire(manager, id_or_prefix, &sandbox, err);
+    if (r < 0)
+        return r;
+    r = sandbox_pause(manager, sandbox, err);
+    if (r == 0)
+        r = sandbox_report(manager, sandbox, ret, err);
+    sandbox_release(manager, sandbox);
+    return r;
+}
+
+/* A running sandbox's timeout is only ever extended by a resume. */
+static void extend_deadline(struct manager *manager, struct sandbox *sandbox, int64_t timeout_s)
+{
+    pthread_mutex_lock(&manager->lock);
+    int64_t present = sandbox->deadline_ns;
+    pthread_mutex_unlock(&manager->lock);
+    if (timeout_s >= 0 && present != 0 && (timeout_s == 0 || boottime_ns() + timeout_s * 1000000000 > present))
+        sandbox_set_deadline(manager, sandbox, timeout_s);
+}
+
+static int resume(struct manager *manager, struct sandbox *sandbox, int64_t timeout_s, int64_t request_ns,
+                  struct error *err)
+{
+    CLEANUP(snapshot_manifest_done) struct snapshot_manifest manifest = {0};
+    struct start_request request = {.snapshot_id = sandbox->info.snapshot_id, .request_ns = request_ns};
+    int r = sandbox_require(sandbox, SANDBOX_PAUSED, "resumed", err);
+    if (r == 0)
+        r = store_read(manager->store, sandbox->info.snapshot_id, &manifest, err);
+    if (r == 0)
+        r = check_compatible(&manifest, &request.accelerator, err);
+    if (r == 0)
+        r = sandbox_set_state(manager, sandbox, SANDBOX_RESUMING, err);
+    if (r < 0)
+        return r;
+    r = sandbox_start(manager, sandbox, &request, err);
+    if (r < 0) {
+        CLEANUP_ERROR struct error record_error = ERROR_INIT;
+        if (sandbox_set_state(manager, sandbox, SANDBOX_PAUSED, &record_error) < 0)
+            manager_log(manager, "sandbox %s: %s", sandbox->info.id, error_message(&record_error));
+        return r;
+    }
+    if (timeout_s >= 0)
+        sandbox_set_deadline(manager, sandbox, timeout_s);
+    return sandbox_record(manager, sandbox, err);
+}
+
+int manager_resume(struct manager *manager, const char *id_or_prefix, int64_t timeout_s, bool *ret_was_running,
+                   struct sandbox_info *ret, struct error *err)
+{
+    int64_t request_ns = clock_monotonic_ns();
+    if (timeout_s > SANDBOX_TIMEOUT_MAX_S)
+        return error_set(err, EINVAL, "the timeout must be at most %d seconds", SANDBOX_TIMEOUT_MAX_S);
+    struct sandbox *sandbox;
+    int r = sandbox_acquire(manager, id_or_prefix, &sandbox, err);
+    if (r < 0)
+        return r;
+    bool was_running = sandbox->info.state == SANDBOX_RUNNING;
+    if (was_running) {
+        extend_deadline(manager, sandbox, timeout_s);
+        r = sandbox_record(manager, sandbox, err);
+    } else {
+        r = resume(manager, sandbox, timeout_s, request_ns, err);
+    }
+    if (r == 0)
+        r = sandbox_report(manager, sandbox, ret, err);
+    if (r == 0 && ret_was_running != NULL)
+        *ret_was_running = was_running;
+    sandbox_release(manager, sandbox);
+    return r;
+}
+
+int sandbox_kill(struct manager *manager, struct sandbox *sandbox, struct error *err)
+{
+    int r = sandbox_set_state(manager, sandbox, SANDBOX_KILLED, err);
+    if (r < 0)
+        return r;
+    sandbox_teardown(manager, sandbox);
+    r = sandbox_remove(manager, sandbox, err);
+    if (r == 0)
+        snapshot_collect(manager, sandbox->info.snapshot_id);
+    return r;
+}
+
+int manager_kill(struct manager *manager, const char *id_or_prefix, struct error *err)
+{
+    struct sandbox *sandbox;
+    int r = sandbox_acquire(manager, id_or_prefix, &sandbox, err);
+    if (r < 0)
+        return r;
+    r = sandbox_kill(manager, sandbox, err);
+    sandbox_release(manager, sandbox);
+    return r;
+}
+
+int manager_set_timeout(struct manager *manager, const char *id_or_prefix, int64_t timeout_s, struct error *err)
+{
+    if (timeout_s < 0 || timeout_s > SANDBOX_TIMEOUT_MAX_S)
+        return error_set(err, EINVAL, "the timeout must be from 0 to %d seconds", SANDBOX_TIMEOUT_MAX_S);
+    struct sandbox *sandbox;
+    int r = sandbox_acquire(manager, id_or_prefix, &sandbox, err);
+    if (r < 0)
+        return r;
+    r = sandbox_require(sandbox, SANDBOX_RUNNING, "given a timeout", err);
+    if (r == 0) {
+        sandbox_set_deadline(manager, sandbox, timeout_s);
+        r = sandbox_record(manager, sandbox, err);
+    }
+    sandbox_release(manager, sandbox);
+    return r;
+}
+
+int manager_set_egress(struct manager *manager, const char *id_or_prefix, bool allowed, struct error *err)
+{
+    struct sandbox *sandbox;
+    int r = sandbox_acquire(manager, id_or_prefix, &sandbox, err);
+    if (r < 0)
+        return r;
+    r = sandbox_require(sandbox, SANDBOX_RUNNING, "given other network rules", err);
+    if (r == 0)
+        r = network_set_egress(sandbox->network, allowed, err);
+    if (r == 0) {
+        pthread_mutex_lock(&manager->lock);
+        sandbox->info.egress_denied = !allowed;
+        pthread_mutex_unlock(&manager->lock);
+        r = sandbox_record(manager, sandbox, err);
+    }
+    sandbox_release(manager, sandbox);
+    return r;
+}

@@ -1,0 +1,35 @@
+/*
+ * registry.h: what the daemon must know again after a restart, in SQLite (data directory, registry.db).
+ *
+ * Two kinds of objects, sandboxes and templates, each a JSON document under an id. A document is written whole, in
+ * one transaction, before and after each transition. Write-ahead logging without a sync per write: after a crash of
+ * the daemon nothing is missing; after a power failure the last writes may be, and the snapshots on disk, which are
+ * synced, say what was committed.
+ *
+ * Threads: any; calls are serialised inside.
+ */
+#ifndef DORMOUSE_SANDBOX_REGISTRY_H
+#define DORMOUSE_SANDBOX_REGISTRY_H
+
+#include <jansson.h>
+
+#include "base/error.h"
+
+enum registry_kind { REGISTRY_SANDBOX, REGISTRY_TEMPLATE };
+
+struct registry;
+
+/* -EUCLEAN when the file is damaged; it is left as it is. */
+int registry_open(const char *path, struct registry **ret, struct error *err);
+void registry_close(struct registry *registry);
+
+int registry_put(struct registry *registry, enum registry_kind kind, const char *id, const json_t *document,
+                 struct error *err);
+int registry_delete(struct registry *registry, enum registry_kind kind, const char *id, struct error *err);
+
+/* Calls `each` for every object; a negative result ends the walk and is returned. */
+typedef int (*registry_visitor)(void *context, const char *id, const json_t *document, struct error *err);
+int registry_visit(struct registry *registry, enum registry_kind kind, registry_visitor each, void *context,
+                   struct error *err);
+
+#endif

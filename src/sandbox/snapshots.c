@@ -1,0 +1,165 @@
+/* Listing and removing snapshots. Files that forks still map live on without their snapshot (store/store.h). */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "sandbox/internal.h"
+
+enum use { USE_NONE, USE_ORIGIN, USE_NEEDED };
+
+/* Under manager->lock. ORIGIN: a running sandbox came from it, which doesn't need it any more. */
+static enum use find_use(struct manager *manager, const char *id)
+{
+    enum use use = USE_NONE;
+    for (const struct template *template = manager->templates; template != NULL; template = template->next)
+        if (strcmp(template->info.snapshot_id, id) == 0)
+            return USE_NEEDED;
+    for (const struct sandbox *sandbox = manager->sandboxes; sandbox != NULL; sandbox = sandbox->next) {
+        if (sandbox->pending_snapshot != NULL && strcmp(sandbox->pending_snapshot, id) == 0)
+            return USE_NEEDED;
+        if (strcmp(sandbox->info.snapshot_id, id) != 0)
+            continue;
+        enum sandbox_state state = sandbox->info.state;
+        if (state == SANDBOX_PAUSED || state == SANDBOX_RESUMING || state == SANDBOX_CREATING)
+            return USE_NEEDED;
+        use = USE_ORIGIN;
+    }
+    return use;
+}
+
+void snapshot_collect(struct manager *manager, const char *id)
+{
+    if (id == NULL || id[0] == '\0')
+        return;
+    pthread_mutex_lock(&manager->lock);
+    bool unused = find_use(manager, id) == USE_NONE;
+    pthread_mutex_unlock(&manager->lock);
+    if (!unused)
+        return;
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    int r = store_remove(manager->store, id, &err);
+    if (r < 0 && r != -ENOENT)
+        manager_log(manager, "%s", error_message(&err));
+}
+
+static int fill_info(struct manager *manager, const char *id, struct snapshot_info *ret, struct error *err)
+{
+    struct snapshot_manifest manifest = {0};
+    struct snapshot_usage usage;
+    int r = store_read(manager->store, id, &manifest, err);
+    if (r == 0)
+        r = store_usage(manager->store, id, &usage, err);
+    if (r < 0) {
+        snapshot_manifest_done(&manifest);
+        return r;
+    }
+    pthread_mutex_lock(&manager->lock);
+    bool needed = find_use(manager, id) == USE_NEEDED;
+    pthread_mutex_unlock(&manager->lock);
+    *ret = (struct snapshot_info){
+        .id = TAKE_PTR(manifest.id),
+        .sandbox_id = TAKE_PTR(manifest.sandbox_id),
+        .template_id = TAKE_PTR(manifest.template_id),
+        .parent_id = TAKE_PTR(manifest.parent_id),
+        .in_use = needed,
+        .cpus = manifest.cpus,
+        .memory_mib = (unsigned)(manifest.memory_bytes >> 20),
+        .created_ns = manifest.created_ns,
+        .memory_bytes = usage.memory_bytes,
+        .disk_bytes = usage.overlay_bytes,
+        .state_bytes = manifest.state_bytes,
+    };
+    snapshot_manifest_done(&manifest);
+    return 0;
+}
+
+static int compare_created(const void *a, const void *b)
+{
+    const struct snapshot_info *left = a;
+    const struct snapshot_info *right = b;
+    if (left->created_ns != right->created_ns)
+        return left->created_ns < right->created_ns ? -1 : 1;
+    return strcmp(left->id, right->id);
+}
+
+int manager_snapshot_list(struct manager *manager, struct snapshot_list *ret, struct error *err)
+{
+    char **ids = NULL;
+    int r = store_list(manager->store, &ids, err);
+    if (r < 0)
+        return r;
+    size_t count = 0;
+    while (ids[count] != NULL)
+        count++;
+    struct snapshot_list list = {.items = calloc(count + 1, sizeof(*list.items))};
+    if (list.items == NULL)
+        r = error_set(err, ENOMEM, "out of memory");
+    for (size_t i = 0; r == 0 && i < count; i++) {
+        r = fill_info(manager, ids[i], &list.items[list.count], err);
+        if (r == 0)
+            list.count++;
+        else if (r == -ENOENT)
+            r = 0; /* removed meanwhile */
+    }
+    store_list_done(ids);
+    if (r < 0) {
+        snapshot_list_done(&list);
+        return r;
+    }
+    qsort(list.items, list.count, sizeof(*list.items), compare_created);
+    *ret = list;
+    return 0;
+}
+
+/* The full id; the caller frees it. */
+static int resolve(struct manager *manager, const char *id_or_prefix, char **ret, struct error *err)
+{
+    char **ids = NULL;
+    int r = store_list(manager->store, &ids, err);
+    if (r < 0)
+        return r;
+    size_t length = strlen(id_or_prefix);
+    const char *found = NULL;
+    for (size_t i = 0; length > 0 && ids[i] != NULL; i++) {
+        if (strncmp(ids[i], id_or_prefix, length) != 0)
+            continue;
+        if (found != NULL) {
+            r = error_set(err, EINVAL, "the id %s fits more than one snapshot", id_or_prefix);
+            error_hint(err, "give more of it");
+        }
+        found = ids[i];
+    }
+    if (r == 0 && found == NULL) {
+        r = error_set(err, ENOENT, "there is no snapshot %.64s", id_or_prefix);
+        error_hint(err, "dormouse snapshot ls lists them");
+    }
+    if (r == 0)
+        r = replace_text(ret, found, err);
+    store_list_done(ids);
+    return r;
+}
+
+int manager_snapshot_get(struct manager *manager, const char *id_or_prefix, struct snapshot_info *ret,
+                         struct error *err)
+{
+    CLEANUP_FREE char *id = NULL;
+    int r = resolve(manager, id_or_prefix, &id, err);
+    return r < 0 ? r : fill_info(manager, id, ret, err);
+}
+
+int manager_snapshot_remove(struct manager *manager, const char *id_or_prefix, struct error *err)
+{
+    CLEANUP_FREE char *id = NULL;
+    int r = resolve(manager, id_or_prefix, &id, err);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&manager->lock);
+    bool needed = find_use(manager, id) == USE_NEEDED;
+    pthread_mutex_unlock(&manager->lock);
+    if (needed) {
+        error_set(err, EBUSY, "snapshot %s is what a paused sandbox or a template consists of", id);
+        error_hint(err, "kill that sandbox, or remove the template");
+        return -EBUSY;
+    }
+    return store_remove(manager->store, id, err);
+}

@@ -1,0 +1,222 @@
+/*
+ * From a snapshot to a running guest.
+ *
+ * Order: the network slot is recorded before the VMM is started, the VMM's pid right after, so that a daemon that
+ * dies in between finds both again (recover.c); the guest counts as running only when its agent has acknowledged
+ * clock, entropy and identity.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/io.h"
+#include "control/client.h"
+#include "sandbox/internal.h"
+
+#define RESTORE_TIMEOUT_MS 30000
+#define BOOT_TIMEOUT_MS    180000
+
+#define ENTROPY_BYTES 64
+
+/* How stale the time in a message may be when the agent acknowledges it; the promise to users is 100 ms. */
+#define CLOCK_TOLERANCE_NS 40000000
+#define CLOCK_ATTEMPTS     20
+
+void sandbox_vmm_config(const struct manager *manager, const struct sandbox *sandbox, char marker[static 128],
+                        enum vmm_accelerator accelerator, int tap_fd, struct vmm_config *ret)
+{
+    snprintf(marker, 128, "DORMOUSE_VMM=%s/%s", manager->instance, sandbox->info.id);
+    *ret = (struct vmm_config){
+        .directory = sandbox->vm_directory,
+        .marker = marker,
+        .accelerator = accelerator,
+        .cpus = sandbox->info.cpus,
+        .memory_bytes = (uint64_t)sandbox->info.memory_mib << 20,
+        .uid = VMM_USER_ID_FIRST + (sandbox->network != NULL ? sandbox->network->slot : 0),
+        .namespace_fd = sandbox->network != NULL ? sandbox->network->namespace_fd : -1,
+        .tap_fd = tap_fd,
+    };
+}
+
+static int send_clock(struct sandbox *sandbox, int control_fd, int timeout_ms, struct error *err)
+{
+    CLEANUP_STRBUF struct strbuf message = STRBUF_INIT;
+    size_t start = control_begin(&message, CONTROL_CLOCK, 0);
+    control_add_i64(&message, CONTROL_TIME, clock_realtime_ns());
+    control_end(&message, start);
+    struct control_reply reply;
+    return control_request(control_fd, vmm_pidfd(sandbox->vmm), &message, timeout_ms, &reply, err);
+}
+
+static int build_identity(const struct sandbox_info *info, struct strbuf *message, struct error *err)
+{
+    uint8_t entropy[ENTROPY_BYTES];
+    if (getrandom(entropy, sizeof(entropy), 0) != (ssize_t)sizeof(entropy))
+        return error_errno(err, "no random numbers");
+    char hostname[13];
+    snprintf(hostname, sizeof(hostname), "%.12s", info->id);
+    size_t start = control_begin(message, CONTROL_APPLY, 0);
+    control_add(message, CONTROL_ENTROPY, entropy, sizeof(entropy));
+    control_add_text(message, CONTROL_HOSTNAME, hostname);
+    control_add_text(message, CONTROL_SANDBOX_ID, info->id);
+    control_add_text(message, CONTROL_TEMPLATE_ID, info->template_id);
+    control_add_text(message, CONTROL_ACCESS_TOKEN, info->access_token);
+    for (size_t i = 0; i < info->environment.count; i++)
+        control_add_text(message, CONTROL_ENV, info->environment.items[i]);
+    control_add_i64(message, CONTROL_TIME, clock_realtime_ns());
+    control_end(message, start);
+    return 0;
+}
+
+int sandbox_apply_identity(struct sandbox *sandbox, int timeout_ms, struct error *err)
+{
+    int control_fd = vmm_control_fd(sandbox->vmm, err);
+    if (control_fd < 0)
+        return control_fd;
+    CLEANUP_STRBUF struct strbuf message = STRBUF_INIT;
+    int64_t sent_ns = clock_monotonic_ns();
+    int r = build_identity(&sandbox->info, &message, err);
+    if (r < 0)
+        return r;
+    struct control_reply reply;
+    r = control_request(control_fd, vmm_pidfd(sandbox->vmm), &message, timeout_ms, &reply, err);
+    /* A busy host may have delayed the message; the clock is sent again until it arrived promptly. */
+    for (int attempt = 0; r == 0 && attempt < CLOCK_ATTEMPTS; attempt++) {
+        if (clock_monotonic_ns() - sent_ns <= CLOCK_TOLERANCE_NS)
+            break;
+        sent_ns = clock_monotonic_ns();
+        r = send_clock(sandbox, control_fd, timeout_ms, err);
+    }
+    return r;
+}
+
+static void set_vmm(struct manager *manager, struct sandbox *sandbox, pid_t pid)
+{
+    pthread_mutex_lock(&manager->lock);
+    sandbox->info.vmm_pid = pid;
+    pthread_mutex_unlock(&manager->lock);
+}
+
+void sandbox_teardown(struct manager *manager, struct sandbox *sandbox)
+{
+    if (sandbox->vmm != NULL) {
+        vmm_kill(sandbox->vmm);
+        vmm_free(sandbox->vmm);
+        sandbox->vmm = NULL;
+    }
+    set_vmm(manager, sandbox, 0);
+    pthread_mutex_lock(&manager->lock);
+    struct network *network = TAKE_PTR(sandbox->network);
+    pthread_mutex_unlock(&manager->lock);
+    network_release(manager->networks, network);
+    sandbox->network_slot = -1;
+    int r = io_remove_tree(sandbox->vm_directory);
+    if (r < 0)
+        manager_log(manager, "cannot remove %s: %s", sandbox->vm_directory, strerror(-r));
+}
+
+static int take_network(struct manager *manager, struct sandbox *sandbox, struct error *err)
+{
+    struct network *network = NULL;
+    int r = network_take(manager->networks, &network, err);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&manager->lock);
+    sandbox->network = network;
+    pthread_mutex_unlock(&manager->lock);
+    sandbox->network_slot = network->slot;
+    return sandbox->info.egress_denied ? network_set_egress(network, false, err) : 0;
+}
+
+/* Fills the VM directory, or hands over one that was filled. */
+static int prepare_directory(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
+                             struct error *err)
+{
+    uid_t uid = VMM_USER_ID_FIRST + sandbox->network->slot;
+    if (request->snapshot_id == NULL) {
+        CLEANUP_FREE char *overlay = NULL;
+        if (asprintf(&overlay, "%s/%s", sandbox->vm_directory, VMM_FILE_OVERLAY) < 0)
+            return error_set(err, ENOMEM, "out of memory");
+        return chown(overlay, uid, VMM_GROUP_ID) < 0 ? error_errno(err, "cannot give %s away", overlay) : 0;
+    }
+    if (mkdir(sandbox->vm_directory, 0755) < 0)
+        return error_errno(err, "cannot make %s", sandbox->vm_directory);
+    uint64_t memory_bytes = request->boot ? (uint64_t)sandbox->info.memory_mib << 20 : 0;
+    return store_materialize(manager->store, request->snapshot_id, sandbox->vm_directory, uid, memory_bytes, err);
+}
+
+static int64_t elapsed_us(const struct start_request *request)
+{
+    return (clock_monotonic_ns() - request->request_ns) / 1000;
+}
+
+static int start_vmm(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
+                     struct sandbox_timings *timings, struct error *err)
+{
+    int r = prepare_directory(manager, sandbox, request, err);
+    if (r < 0)
+        return r;
+    CLEANUP_CLOSE int tap_fd = network_open_tap(sandbox->network, err);
+    if (tap_fd < 0)
+        return tap_fd;
+    char marker[128];
+    struct vmm_config config;
+    sandbox_vmm_config(manager, sandbox, marker, request->accelerator, tap_fd, &config);
+    r = request->boot ? vmm_boot(&config, &sandbox->vmm, err) : vmm_restore(&config, &sandbox->vmm, err);
+    if (r < 0)
+        return r;
+    timings->spawned_us = elapsed_us(request);
+    sandbox->vmm_start_time = vmm_start_time(sandbox->vmm);
+    set_vmm(manager, sandbox, vmm_pid(sandbox->vmm));
+    return sandbox_record(manager, sandbox, err);
+}
+
+static int start(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
+                 struct error *err)
+{
+    int timeout_ms = request->boot ? BOOT_TIMEOUT_MS : RESTORE_TIMEOUT_MS;
+    struct sandbox_timings timings = {0};
+    int r = take_network(manager, sandbox, err);
+    if (r == 0)
+        r = sandbox_record(manager, sandbox, err);
+    if (r == 0)
+        r = start_vmm(manager, sandbox, request, &timings, err);
+    if (r == 0)
+        r = vmm_wait_running(sandbox->vmm, timeout_ms, err);
+    if (r < 0)
+        return r;
+    timings.running_us = elapsed_us(request);
+    r = sandbox_apply_identity(sandbox, timeout_ms, err);
+    if (r < 0)
+        return r;
+    timings.agent_us = elapsed_us(request);
+    r = watch_vmm(manager, sandbox, err);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&manager->lock);
+    sandbox->info.timings = timings;
+    sandbox->info.started_ns = clock_realtime_ns();
+    pthread_mutex_unlock(&manager->lock);
+    return sandbox_set_state(manager, sandbox, SANDBOX_RUNNING, err);
+}
+
+int sandbox_boot_prepared(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
+                          struct error *err)
+{
+    return start(manager, sandbox, request, err);
+}
+
+int sandbox_start(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
+                  struct error *err)
+{
+    int r = start(manager, sandbox, request, err);
+    if (r < 0) {
+        sandbox_teardown(manager, sandbox);
+        return error_wrap(err, r, "starting sandbox %s", sandbox->info.id);
+    }
+    return 0;
+}
