@@ -86,7 +86,7 @@ static const char host_rules[] = "table inet dormouse\n"
 
 static int run_nft(const char *rules, struct error *err)
 {
-    char *arguments[] = {(char *)"nft", (char *)rules, NULL};
+    const char *arguments[] = {"nft", rules, NULL};
     int r = process_run(arguments, err);
     if (r == -ENOENT)
         error_hint(err, "apt install nftables");

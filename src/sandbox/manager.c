@@ -240,16 +240,7 @@ static void free_objects(struct manager *manager)
         struct sandbox *sandbox = manager->sandboxes;
         manager->sandboxes = sandbox->next;
         vmm_free(sandbox->vmm);
-        /* The namespace of a running sandbox stays; only our handle goes. */
-        if (sandbox->network != NULL) {
-            close(sandbox->network->namespace_fd);
-            free(sandbox->network);
-        }
-        pthread_mutex_destroy(&sandbox->operation);
-        sandbox_info_done(&sandbox->info);
-        free(sandbox->vm_directory);
-        free(sandbox->pending_snapshot);
-        free(sandbox);
+        sandbox_free(sandbox);
     }
     while (manager->templates != NULL) {
         struct template *template = manager->templates;
@@ -269,7 +260,8 @@ void manager_close(struct manager *manager)
         pthread_cond_wait(&manager->workers_done, &manager->lock);
     pthread_mutex_unlock(&manager->lock);
     free_objects(manager);
-    network_pool_close(manager->networks);
+    if (manager->networks != NULL)
+        network_pool_close(manager->networks);
     store_close(manager->store);
     registry_close(manager->registry);
     cleanup_close(&manager->epoll_fd);
