@@ -1,0 +1,175 @@
+#include "cli/format.h"
+
+#include <ctype.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/timestamp.h"
+#include "base/io.h"
+#include "base/macro.h"
+
+#define COLUMN_GAP      3
+#define HEADING_COLUMN  18
+#define SHORT_ID_LENGTH 12
+#define NS_PER_S        1000000000
+#define BYTES_PER_MIB   1048576
+
+static void format_bytes(double bytes, char buffer[FORMAT_SIZE])
+{
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+    size_t unit = 0;
+    while (bytes >= 1024 && unit + 1 < ARRAY_SIZE(units)) {
+        bytes /= 1024;
+        unit++;
+    }
+    snprintf(buffer, FORMAT_SIZE, "%.*f %s", unit == 0 || bytes >= 100 ? 0 : 1, bytes, units[unit]);
+}
+
+static void format_microseconds(int64_t us, char buffer[FORMAT_SIZE])
+{
+    if (us < 1000)
+        snprintf(buffer, FORMAT_SIZE, "%" PRId64 " us", us);
+    else if (us < 1000000)
+        snprintf(buffer, FORMAT_SIZE, "%.1f ms", (double)us / 1e3);
+    else
+        snprintf(buffer, FORMAT_SIZE, "%.2f s", (double)us / 1e6);
+}
+
+/* Clocks of daemon and client may differ a little: never negative. */
+static void format_seconds(int64_t seconds, char buffer[FORMAT_SIZE])
+{
+    seconds = MAX(seconds, 0);
+    if (seconds < 120)
+        snprintf(buffer, FORMAT_SIZE, "%" PRId64 "s", seconds);
+    else if (seconds < 120 * 60)
+        snprintf(buffer, FORMAT_SIZE, "%" PRId64 "m", seconds / 60);
+    else if (seconds < 48 * 3600)
+        snprintf(buffer, FORMAT_SIZE, "%" PRId64 "h", seconds / 3600);
+    else
+        snprintf(buffer, FORMAT_SIZE, "%" PRId64 "d", seconds / (24 * 3600));
+}
+
+static void format_number(const json_t *value, enum format_kind kind, char buffer[FORMAT_SIZE])
+{
+    json_int_t number = json_integer_value(value);
+    if (kind == FORMAT_MIB)
+        format_bytes((double)number * BYTES_PER_MIB, buffer);
+    else if (kind == FORMAT_BYTES)
+        format_bytes((double)number, buffer);
+    else if (kind == FORMAT_MICROSECONDS)
+        format_microseconds(number, buffer);
+    else if (kind == FORMAT_NANOSECONDS)
+        format_microseconds(number / 1000, buffer);
+    else
+        snprintf(buffer, FORMAT_SIZE, "%" JSON_INTEGER_FORMAT, number);
+}
+
+static void format_text(const char *text, enum format_kind kind, int64_t now_ns, char buffer[FORMAT_SIZE])
+{
+    int64_t time_ns;
+    if (kind == FORMAT_AGE && timestamp_parse(text, &time_ns) == 0)
+        format_seconds((now_ns - time_ns) / NS_PER_S, buffer);
+    else if (kind == FORMAT_UNTIL && timestamp_parse(text, &time_ns) == 0)
+        format_seconds((time_ns - now_ns) / NS_PER_S, buffer);
+    else
+        snprintf(buffer, FORMAT_SIZE, "%.*s", kind == FORMAT_SHORT_ID ? SHORT_ID_LENGTH : FORMAT_SIZE - 1, text);
+}
+
+const char *format_value(const json_t *object, const struct format_field *field, int64_t now_ns,
+                         char buffer[FORMAT_SIZE])
+{
+    const json_t *value = json_object_get(object, field->name);
+    if (json_is_string(value) && json_string_length(value) > 0)
+        format_text(json_string_value(value), field->kind, now_ns, buffer);
+    else if (json_is_integer(value))
+        format_number(value, field->kind, buffer);
+    else if (json_is_boolean(value))
+        snprintf(buffer, FORMAT_SIZE, "%s", json_is_true(value) ? "yes" : "no");
+    else
+        snprintf(buffer, FORMAT_SIZE, "%s", field->kind == FORMAT_UNTIL ? "never" : "-");
+    return buffer;
+}
+
+/* Control characters shown as '?', padded to `width`. */
+static void print_clean(const char *text, size_t width)
+{
+    size_t length = 0;
+    for (; text[length] != '\0'; length++)
+        putchar(iscntrl((unsigned char)text[length]) ? '?' : text[length]);
+    for (; length < width; length++)
+        putchar(' ');
+}
+
+static size_t column_width(const json_t *list, const struct format_field *field, int64_t now_ns)
+{
+    size_t width = strlen(field->heading);
+    size_t i;
+    json_t *object;
+    json_array_foreach (list, i, object) {
+        char buffer[FORMAT_SIZE];
+        width = MAX(width, strlen(format_value(object, field, now_ns, buffer)));
+    }
+    return width + COLUMN_GAP;
+}
+
+void format_table(const json_t *list, const struct format_field *fields, size_t count)
+{
+    int64_t now_ns = clock_realtime_ns();
+    CLEANUP_FREE size_t *widths = calloc(count, sizeof(*widths));
+    if (widths == NULL)
+        return;
+    for (size_t column = 0; column < count; column++) {
+        bool last = column + 1 == count;
+        widths[column] = last ? 0 : column_width(list, &fields[column], now_ns);
+        print_clean(fields[column].heading, widths[column]);
+    }
+    putchar('\n');
+    size_t i;
+    json_t *object;
+    json_array_foreach (list, i, object) {
+        char buffer[FORMAT_SIZE];
+        for (size_t column = 0; column < count; column++)
+            print_clean(format_value(object, &fields[column], now_ns, buffer), widths[column]);
+        putchar('\n');
+    }
+}
+
+void format_line(const char *heading, const char *value)
+{
+    print_clean(heading, HEADING_COLUMN);
+    print_clean(value, 0);
+    putchar('\n');
+}
+
+void format_lines(const json_t *object, const struct format_field *fields, size_t count)
+{
+    int64_t now_ns = clock_realtime_ns();
+    char buffer[FORMAT_SIZE];
+    for (size_t i = 0; i < count; i++)
+        format_line(fields[i].heading, format_value(object, &fields[i], now_ns, buffer));
+}
+
+char *format_clean(const char *text)
+{
+    char *copy = strdup(text);
+    for (char *at = copy; at != NULL && *at != '\0'; at++)
+        if (iscntrl((unsigned char)*at))
+            *at = '?';
+    return copy;
+}
+
+void format_json(const json_t *value)
+{
+    json_dumpf(value, stdout, JSON_INDENT(2) | JSON_ENCODE_ANY);
+    putchar('\n');
+}
+
+void format_json_line(const json_t *value)
+{
+    json_dumpf(value, stdout, JSON_COMPACT | JSON_ENCODE_ANY);
+    putchar('\n');
+    fflush(stdout);
+}

@@ -1,0 +1,61 @@
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "cli/api.h"
+#include "cli/options.h"
+
+static const struct verb_usage usage = {
+    .verb = "kill",
+    .arguments = "[OPTIONS] ID… | --all",
+    .summary = "Ends and removes sandboxes, running or paused.",
+    .details = "With --json, one object a line for each sandbox.\n",
+    .maximum = OPERANDS_ANY,
+};
+
+static int kill_one(struct client *client, const char *id, void *context, json_t **ret, struct error *err)
+{
+    (void)context;
+    int r = api_object(client, "DELETE", "/sandboxes", id, "", NULL, NULL, err);
+    if (r == 0)
+        *ret = json_pack("{s:s, s:s}", "id", id, "state", "killed");
+    return r;
+}
+
+static int kill_all(const struct cli *cli, struct client *client, struct error *err)
+{
+    CLEANUP_JSON json_t *list = NULL;
+    int r = api_list(client, "/sandboxes", &list, err);
+    if (r < 0)
+        return r;
+    size_t count = json_array_size(list);
+    CLEANUP_FREE char **ids = calloc(count + 1, sizeof(*ids));
+    if (ids == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    for (size_t i = 0; i < count; i++) {
+        const char *id = json_string_value(json_object_get(json_array_get(list, i), "id"));
+        if (id == NULL)
+            return error_set(err, EPROTO, "the daemon's list has a sandbox without an id");
+        ids[i] = (char *)id;
+    }
+    return api_each(cli, client, ids, count, kill_one, NULL);
+}
+
+int verb_kill(struct cli *cli, int argc, char **argv, struct error *err)
+{
+    bool all = false;
+    const struct option_spec specs[] = {
+        {'a', "all", NULL, "every sandbox", option_flag, &all},
+    };
+    struct operands operands;
+    int r = options_parse(cli, &usage, specs, ARRAY_SIZE(specs), argc, argv, &operands, err);
+    if (r <= 0)
+        return r;
+    if (all == (operands.count > 0))
+        return options_usage_error(cli, &usage, err, "kill: name the sandboxes, or --all");
+    CLEANUP_CLIENT struct client *client = NULL;
+    r = api_open(cli, &client, err);
+    if (r < 0)
+        return r;
+    return all ? kill_all(cli, client, err) : api_each(cli, client, operands.items, operands.count, kill_one, NULL);
+}

@@ -1,0 +1,28 @@
+#include "cli/api.h"
+#include "cli/options.h"
+
+static const struct verb_usage usage = {
+    .verb = "pause",
+    .arguments = "[OPTIONS] ID…",
+    .summary = "Snapshots running sandboxes, memory included, and ends their processes.",
+    .details = "With --json, one object a line for each sandbox.\n",
+    .minimum = 1,
+    .maximum = OPERANDS_ANY,
+};
+
+static int pause_one(struct client *client, const char *id, void *context, json_t **ret, struct error *err)
+{
+    (void)context;
+    return api_object(client, "POST", "/sandboxes", id, "/pause", NULL, ret, err);
+}
+
+int verb_pause(struct cli *cli, int argc, char **argv, struct error *err)
+{
+    struct operands operands;
+    int r = options_parse(cli, &usage, NULL, 0, argc, argv, &operands, err);
+    if (r <= 0)
+        return r;
+    CLEANUP_CLIENT struct client *client = NULL;
+    r = api_open(cli, &client, err);
+    return r < 0 ? r : api_each(cli, client, operands.items, operands.count, pause_one, NULL);
+}
