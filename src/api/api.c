@@ -2,35 +2,26 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <openssl/crypto.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "api/body.h"
 #include "api/log.h"
+#include "api/proxy.h"
 #include "api/reply.h"
 #include "base/io.h"
 
 static const struct api_route *const tables[] = {native_sandbox_routes, native_template_routes, e2b_sandbox_routes,
                                                  e2b_template_routes};
 
-/* The time it takes must not tell how much of a guessed key was right. */
-static bool equal_secrets(const char *given, const char *expected)
-{
-    size_t length = strlen(expected);
-    if (strlen(given) != length)
-        return false;
-    unsigned char difference = 0;
-    for (size_t i = 0; i < length; i++)
-        difference |= (unsigned char)(given[i] ^ expected[i]);
-    return difference == 0;
-}
-
 static bool authorised(struct api *api, struct http_request *request)
 {
     if (request->trusted)
         return true;
     const char *key = http_request_header(request, "X-API-KEY");
-    return key != NULL && equal_secrets(key, manager_api_key(api->manager));
+    const char *expected = manager_api_key(api->manager);
+    return key != NULL && strlen(key) == strlen(expected) && CRYPTO_memcmp(key, expected, strlen(key)) == 0;
 }
 
 /*
@@ -113,13 +104,31 @@ static void log_call(const struct http_request *request, unsigned status, int64_
               err->code != 0 ? error_message(err) : "");
 }
 
+static bool open_request(void *context, struct http_request *request, struct http_reply *refusal)
+{
+    struct api *api = context;
+    if (proxy_wants(request)) {
+        request->stream = proxy_open(api, request, refusal);
+        return true;
+    }
+    /* E2B's health check carries no key. */
+    if (!authorised(api, request) && strcmp(request->path, "/health") != 0)
+        reply_error(refusal, 401, "the X-API-KEY header is missing or wrong",
+                    "eval \"$(dormouse env)\" sets E2B_API_KEY");
+    return false;
+}
+
+static void take_upload(void *context, struct http_request *request, const char *data, size_t length)
+{
+    (void)context;
+    proxy_upload(request->stream, data, length);
+}
+
 static void respond(void *context, struct http_request *request, struct http_reply *reply)
 {
     struct api *api = context;
-    /* E2B's health check carries no key. */
-    if (!authorised(api, request) && strcmp(request->path, "/health") != 0) {
-        reply_error(reply, 401, "the X-API-KEY header is missing or wrong",
-                    "eval \"$(dormouse env)\" sets E2B_API_KEY");
+    if (request->stream != NULL) {
+        proxy_respond(request->stream, reply);
         return;
     }
     int64_t started_ns = clock_monotonic_ns();
@@ -131,25 +140,10 @@ static void respond(void *context, struct http_request *request, struct http_rep
     finish_call(&call);
 }
 
-static bool open_request(void *context, struct http_request *request)
-{
-    (void)context;
-    (void)request;
-    return false;
-}
-
-static void take_upload(void *context, struct http_request *request, const char *data, size_t length)
-{
-    (void)context;
-    (void)request;
-    (void)data;
-    (void)length;
-}
-
 static void close_request(void *context, struct http_request *request)
 {
     (void)context;
-    (void)request;
+    proxy_close(request->stream);
 }
 
 struct http_handlers api_handlers(struct api *api)

@@ -4,8 +4,9 @@
  * deadline instead: set when it begins to wait for a request, lifted when the request has been read, set again for
  * the sending of a bounded reply. One thread looks at all deadlines and shuts down the sockets that are past them.
  *
- * libmicrohttpd 0.9.75 cannot answer in the middle of an upload: what is too large is read and dropped, up to
- * DROPPED_MAX, and then answered.
+ * libmicrohttpd 0.9.75 cannot answer in the middle of an upload, and a client that is still sending when the
+ * connection closes may never see the answer: so a refused body is read and dropped, within the deadline. The
+ * exceptions are clients that wait for leave to send, and bodies announced as larger than DROPPED_MAX.
  */
 #include "api/http.h"
 
@@ -25,7 +26,7 @@
 #include "base/io.h"
 
 #define LISTENERS_MAX   2
-#define DROPPED_MAX     (16 * (size_t)HTTP_BODY_MAX)
+#define DROPPED_MAX     (64 * UINT64_C(1024) * 1024)
 #define THREAD_STACK    (2 * (size_t)1024 * 1024)
 #define NO_DEADLINE     INT64_MAX
 #define SECOND_NS       INT64_C(1000000000)
@@ -64,7 +65,8 @@ struct exchange {
     struct connection *connection;
     char *target; /* as on the request line; cut in two for request.path and request.query */
     bool opened;
-    size_t dropped; /* bytes of a body that is over the limit */
+    bool streamed;
+    struct http_reply refusal; /* filled: the body is dropped */
 };
 
 static void set_deadline(struct http_server *server, struct connection *connection, int64_t deadline_ns)
@@ -171,57 +173,73 @@ static void end_exchange(void *context, struct MHD_Connection *mhd, void **reque
         server->handlers.close(server->handlers.context, &exchange->request);
     if (exchange->connection != NULL)
         set_deadline(server, exchange->connection, deadline_from_now());
+    if (exchange->refusal.response != NULL)
+        MHD_destroy_response(exchange->refusal.response);
     strbuf_done(&exchange->request.body);
     free(exchange->target);
     free(exchange);
     *request_context = NULL;
 }
 
+/* Takes over what *reply holds. */
 static enum MHD_Result send_reply(struct exchange *exchange, struct http_reply *reply)
 {
     struct http_server *server = exchange->listener->server;
-    if (reply->response == NULL)
+    struct MHD_Response *response = TAKE_PTR(reply->response);
+    if (response == NULL)
         return MHD_NO;
     if (!exchange->request.unbounded_reply)
         set_deadline(server, exchange->connection, deadline_from_now());
-    enum MHD_Result r = MHD_queue_response(exchange->request.connection, reply->status, reply->response);
-    MHD_destroy_response(reply->response);
+    enum MHD_Result r = MHD_queue_response(exchange->request.connection, reply->status, response);
+    MHD_destroy_response(response);
     return r;
 }
 
-/* A body that is announced as too large is refused before it is read. */
-static bool body_too_large(struct http_request *request)
+static uint64_t announced_length(struct http_request *request)
 {
-    const char *announced = http_request_header(request, MHD_HTTP_HEADER_CONTENT_LENGTH);
-    return announced != NULL && strtoumax(announced, NULL, 10) > DROPPED_MAX;
+    const char *text = http_request_header(request, MHD_HTTP_HEADER_CONTENT_LENGTH);
+    return text != NULL ? strtoumax(text, NULL, 10) : 0;
+}
+
+static void refuse_large_body(struct exchange *exchange)
+{
+    reply_error(&exchange->refusal, 413, "the request body is too large", NULL);
+}
+
+static bool split_target(struct exchange *exchange)
+{
+    if (exchange->target[0] != '/')
+        return false;
+    char *question = strchr(exchange->target, '?');
+    if (question != NULL)
+        *question = '\0';
+    exchange->request.path = exchange->target;
+    exchange->request.query = question != NULL ? question + 1 : "";
+    return true;
 }
 
 static enum MHD_Result open_exchange(struct exchange *exchange, const char *method)
 {
     struct http_server *server = exchange->listener->server;
     struct http_request *request = &exchange->request;
-    struct http_reply reply = {0};
     if (exchange->target == NULL || exchange->connection == NULL)
         return MHD_NO;
     request->method = method;
     request->trusted = exchange->listener->trusted;
-    if (exchange->target[0] != '/') {
+    if (!split_target(exchange)) {
+        struct http_reply reply = {0};
         reply_error(&reply, 400, "the request target must be a path", NULL);
         return send_reply(exchange, &reply);
     }
-    char *question = strchr(exchange->target, '?');
-    if (question != NULL)
-        *question = '\0';
-    request->path = exchange->target;
-    request->query = question != NULL ? question + 1 : "";
     exchange->opened = true;
-    request->streamed = server->handlers.open(server->handlers.context, request);
-    if (request->streamed) {
+    exchange->streamed = server->handlers.open(server->handlers.context, request, &exchange->refusal);
+    if (exchange->refusal.status == 0 && exchange->streamed)
         set_deadline(server, exchange->connection, NO_DEADLINE);
-    } else if (body_too_large(request)) {
-        reply_error(&reply, 413, "the request body is too large", NULL);
-        return send_reply(exchange, &reply);
-    }
+    else if (exchange->refusal.status == 0 && announced_length(request) > HTTP_BODY_MAX)
+        refuse_large_body(exchange);
+    bool waits = http_request_header(request, MHD_HTTP_HEADER_EXPECT) != NULL;
+    if (exchange->refusal.status != 0 && (waits || announced_length(request) > DROPPED_MAX))
+        return send_reply(exchange, &exchange->refusal);
     return MHD_YES;
 }
 
@@ -231,27 +249,25 @@ static enum MHD_Result take_body(struct exchange *exchange, const char *data, si
     struct http_request *request = &exchange->request;
     size_t given = *length;
     *length = 0;
-    if (request->streamed) {
-        server->handlers.upload(server->handlers.context, request, data, given);
+    if (exchange->refusal.status != 0)
         return MHD_YES;
-    }
-    if (exchange->dropped == 0 && given <= HTTP_BODY_MAX - request->body.length) {
+    if (exchange->streamed)
+        server->handlers.upload(server->handlers.context, request, data, given);
+    else if (given <= HTTP_BODY_MAX - request->body.length)
         strbuf_append(&request->body, data, given);
-        return request->body.failed ? MHD_NO : MHD_YES;
-    }
-    exchange->dropped += given;
-    return exchange->dropped <= DROPPED_MAX ? MHD_YES : MHD_NO;
+    else
+        refuse_large_body(exchange);
+    return request->body.failed ? MHD_NO : MHD_YES;
 }
 
 static enum MHD_Result finish_request(struct exchange *exchange)
 {
     struct http_server *server = exchange->listener->server;
     struct http_reply reply = {0};
+    if (exchange->refusal.status != 0)
+        return send_reply(exchange, &exchange->refusal);
     set_deadline(server, exchange->connection, NO_DEADLINE);
-    if (exchange->dropped > 0)
-        reply_error(&reply, 413, "the request body is too large", NULL);
-    else
-        server->handlers.respond(server->handlers.context, &exchange->request, &reply);
+    server->handlers.respond(server->handlers.context, &exchange->request, &reply);
     return send_reply(exchange, &reply);
 }
 

@@ -29,25 +29,27 @@ struct http_server;
 
 struct http_request {
     const char *method;
-    const char *path;   /* raw: escapes untouched, without the query */
-    const char *query;  /* raw; "" when there is none */
-    bool trusted;       /* came by the unix socket: root on this host */
-    struct strbuf body; /* unless it is streamed */
-    bool streamed;
+    const char *path;     /* raw: escapes untouched, without the query */
+    const char *query;    /* raw; "" when there is none */
+    bool trusted;         /* came by the unix socket: root on this host */
+    struct strbuf body;   /* unless it is streamed */
     bool unbounded_reply; /* set by `respond`: the reply may take as long as the client listens */
     void *stream;         /* the handlers' own */
     struct MHD_Connection *connection;
 };
 
 struct http_reply {
-    unsigned status;
+    unsigned status;               /* 0: not filled */
     struct MHD_Response *response; /* taken over by the server; NULL: the connection is closed without an answer */
 };
 
 struct http_handlers {
     void *context;
-    /* The head has been read. True: the body goes to `upload` piece by piece; false: it is collected. */
-    bool (*open)(void *context, struct http_request *request);
+    /*
+     * The head has been read. True: the body goes to `upload` piece by piece; false: it is collected. If *refusal
+     * gets filled, the body is dropped instead, and the refusal sent when the client has sent it.
+     */
+    bool (*open)(void *context, struct http_request *request, struct http_reply *refusal);
     void (*upload)(void *context, struct http_request *request, const char *data, size_t length);
     /* The request is complete. */
     void (*respond)(void *context, struct http_request *request, struct http_reply *reply);

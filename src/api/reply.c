@@ -10,12 +10,12 @@
 
 static void reply_buffer(struct http_reply *reply, unsigned status, const char *type, char *data, size_t length)
 {
+    reply->status = status;
     struct MHD_Response *response = MHD_create_response_from_buffer(length, data, MHD_RESPMEM_MUST_FREE);
     if (response == NULL) {
         free(data);
         return;
     }
-    reply->status = status;
     reply->response = response;
     if (type != NULL)
         reply_header(reply, MHD_HTTP_HEADER_CONTENT_TYPE, type);
@@ -54,6 +54,7 @@ void reply_error(struct http_reply *reply, unsigned status, const char *message,
     json_t *json = reply_error_json(status, message, hint);
     char *text = json != NULL ? json_dumps(json, JSON_COMPACT) : NULL;
     json_decref(json);
+    reply->status = status;
     if (text != NULL)
         reply_buffer(reply, status, JSON_TYPE, text, strlen(text));
 }

@@ -1,7 +1,7 @@
 /*
  * reply.h: the replies of the control plane: JSON, text, nothing, errors.
  *
- * Each fills *reply (http.h); if memory runs out, reply->response stays NULL and the connection is closed.
+ * Each fills *reply (http.h). If memory runs out, only the status is set, and the connection is closed unanswered.
  */
 #ifndef DORMOUSE_API_REPLY_H
 #define DORMOUSE_API_REPLY_H
