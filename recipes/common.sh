@@ -5,9 +5,9 @@ trap 'printf "%s: line %s failed: %s\n" "$0" "$LINENO" "${BASH_COMMAND%%$'"'\n'"
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
 umask 022
 
-# The exit statuses that the caller understands are errno numbers (1: just failed).
+# Exit statuses that say what kind of failure it is are 100 plus the errno; 1 is any other failure.
 # shellcheck disable=SC2034
-readonly ENOENT=2 EINVAL=22
+readonly FAILED=1 NOT_FOUND=102 INVALID=122
 
 say() { printf '%s\n' "$*"; }
 
@@ -22,7 +22,7 @@ need() {
     local tool
     for tool in "$@"; do
         type -P "$tool" >/dev/null ||
-            die 1 "the program '$tool' is missing" "'make packages' (or scripts/install-packages) installs it"
+            die $FAILED "the program '$tool' is missing" "'make packages' (or scripts/install-packages) installs it"
     done
 }
 
@@ -33,7 +33,7 @@ lock() {
         say "waiting for another build that uses $1"
         flock 9
     fi
-    rm -rf "$1"/.tmp.*
+    rm -rf --one-file-system "$1"/.tmp.*
 }
 
 # Names of files and of everything in directories, with their contents, as 16 hex digits.
@@ -43,7 +43,7 @@ digest() {
 
 # Publishes NEW under the final NAME with everything in it on disk first: there or absent, never half.
 publish() {
-    sync --file-system "$1"
+    if [ -d "$1" ]; then sync --file-system "$1"; else sync "$1"; fi
     mv --no-target-directory "$1" "$2"
 }
 

@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 /* Relative to the directory of the executable, in this order. */
-static const char *const places[] = {"", "../", "../../", "../lib/dormouse/", "../share/dormouse/"};
+static const char *const places[] = {"", "../", "../../", "../../../", "../lib/dormouse/", "../share/dormouse/"};
 
 char *asset_find(const char *name, struct error *err)
 {
