@@ -1,7 +1,7 @@
 /*
  * Runs of private pages are gathered until the buffer is full, read with one process_vm_readv, compared page by
- * page with the parent image (which is read, not mapped: a file that got shorter must be an error, not a signal), and
- * written in runs of differing pages.
+ * page with the parent image (which is read, not mapped: a file that got shorter must be an error, not a signal),
+ * and written in runs of differing pages.
  *
  * Invariants: the buffer's runs are in ascending image offset; a page is skipped only if it was seen equal to the
  * parent's byte for byte, where a hole of the parent counts as zeros without being read; any short read or write

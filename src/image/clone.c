@@ -3,11 +3,36 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Copies [from_offset, end) at the same offsets. */
+#include "base/io.h"
+
+#define COPY_BUFFER (1u << 20)
+
+/* For file systems that can't copy between each other within the kernel. */
+static int copy_through_buffer(int from, int to, off_t offset, off_t end)
+{
+    CLEANUP_FREE char *buffer = malloc(COPY_BUFFER);
+    if (buffer == NULL)
+        return -ENOMEM;
+    while (offset < end) {
+        ssize_t n = pread(from, buffer, (size_t)MIN(end - offset, (off_t)COPY_BUFFER), offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n < 0 ? -errno : -EIO;
+        int r = io_pwrite_full(to, buffer, (size_t)n, offset);
+        if (r < 0)
+            return r;
+        offset += n;
+    }
+    return 0;
+}
+
+/* Copies [offset, end) at the same offsets. */
 static int copy_range(int from, int to, off_t offset, off_t end)
 {
     while (offset < end) {
@@ -16,6 +41,8 @@ static int copy_range(int from, int to, off_t offset, off_t end)
         ssize_t n = copy_file_range(from, &in, to, &out, (size_t)(end - offset), 0);
         if (n < 0 && errno == EINTR)
             continue;
+        if (n < 0 && (errno == EXDEV || errno == EOPNOTSUPP || errno == ENOSYS))
+            return copy_through_buffer(from, to, offset, end);
         if (n < 0)
             return -errno;
         if (n == 0)

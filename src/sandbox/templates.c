@@ -15,6 +15,7 @@
 #include "base/io.h"
 #include "base/process.h"
 #include "control/client.h"
+#include "host/assets.h"
 #include "sandbox/internal.h"
 #include "template/template.h"
 
@@ -139,6 +140,18 @@ static char *vm_path(const struct build *build, const char *name, struct error *
     return NULL;
 }
 
+/* Without being told, the recipe called like the template, else "base". */
+static int choose_recipe(const struct template_spec *spec, char **ret, struct error *err)
+{
+    if (spec->recipe != NULL)
+        return replace_text(ret, spec->recipe, err);
+    CLEANUP_FREE char *asset = NULL;
+    if (asprintf(&asset, "recipes/%s", spec->name) < 0)
+        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP_FREE char *path = asset_find(asset, NULL);
+    return replace_text(ret, path != NULL ? spec->name : "base", err);
+}
+
 static int make_rootfs(struct build *build, struct error *err)
 {
     CLEANUP_FREE char *base = vm_path(build, VMM_FILE_BASE, err);
@@ -149,7 +162,7 @@ static int make_rootfs(struct build *build, struct error *err)
     CLEANUP_FREE char *recipe = NULL;
     int r = 0;
     if (spec->rootfs == NULL)
-        r = replace_text(&recipe, spec->recipe != NULL ? spec->recipe : rootfs_recipe_for(spec->name), err);
+        r = choose_recipe(spec, &recipe, err);
     struct rootfs_options options = {
         .recipe = recipe,
         .source = spec->rootfs,

@@ -37,9 +37,6 @@ struct rootfs_options {
     const char *cache;   /* a directory for downloads and finished trees, reused by later builds */
 };
 
-/* The recipe that a template of this name is made from when none is given: the one called like it, else "base". */
-const char *rootfs_recipe_for(const char *template_name);
-
 /* Writes a raw ext4 image at `output` (sparse) and its virtual size to *ret_size. */
 int rootfs_build(const struct rootfs_options *options, const char *output, template_progress progress,
                  void *context, uint64_t *ret_size, struct error *err);
