@@ -13,6 +13,8 @@
  * which the connection must not be used by its owner any more. A request that is answered before its body has
  * arrived is read to its end (bounded) or the connection is closed.
  *
+ * An owner may hand the exchange on by another http_handle if its own handler has no `gone`.
+ *
  * The functions that answer never free the connection and never call back; the loop does that later. An
  * allocation that fails closes the connection.
  *
@@ -96,6 +98,9 @@ const struct strbuf *http_body(const struct http_connection *connection);
 
 void http_handle(struct http_connection *connection, const struct http_handler *handler, void *owner);
 void *http_owner(const struct http_connection *connection);
+
+/* `context` of the server. */
+void *http_context(const struct http_connection *connection);
 
 /* ---- the response ---- */
 

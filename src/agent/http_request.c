@@ -147,3 +147,8 @@ void *http_owner(const struct http_connection *connection)
 {
     return connection->owner;
 }
+
+void *http_context(const struct http_connection *connection)
+{
+    return connection->server->context;
+}

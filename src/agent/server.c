@@ -1,32 +1,33 @@
 #include "agent/server.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
 #include "agent/control_channel.h"
-#include "agent/http.h"
 #include "agent/init.h"
+#include "agent/rest.h"
+#include "agent/rpc.h"
+#include "base/io.h"
 
-struct server {
-    struct loop loop;
-    struct identity identity;
-    struct control_channel control;
-    struct http_server http;
-};
+static struct agent agent;
+static struct control_channel control;
 
+/* What is neither is answered with 404 by the HTTP server. */
 static void begin(struct http_connection *connection, void *context)
 {
     (void)context;
-    if (strcmp(http_path(connection), "/health") == 0)
-        http_respond(connection, 204, NULL, "", NULL, 0);
+    if (!rest_begin(connection))
+        rpc_begin(connection);
 }
 
+/* Whoever was connected from outside before a resume or a fork is gone. */
 static void applied(void *owner)
 {
-    struct server *server = owner;
-    http_drop_outside(&server->http);
+    (void)owner;
+    http_drop_outside(&agent.http);
 }
 
 static void power_off(void *owner)
@@ -35,36 +36,44 @@ static void power_off(void *owner)
     kill(getppid(), INIT_POWER_OFF_SIGNAL);
 }
 
-static int server_open(struct server *server, uint16_t port, bool loopback_only, struct error *err)
+static int server_open(uint16_t port, bool on_host, struct error *err)
 {
     signal(SIGPIPE, SIG_IGN);
-    int r = loop_init(&server->loop, err);
+    int r = loop_init(&agent.loop, err);
     if (r < 0)
         return r;
-    server->http.begin = begin;
-    server->http.context = server;
-    return http_server_open(&server->http, &server->loop, port, loopback_only, err);
+    agent.on_host = on_host;
+    agent.commands.loop = &agent.loop;
+    agent.http.begin = begin;
+    agent.http.context = &agent;
+    return http_server_open(&agent.http, &agent.loop, port, on_host, err);
+}
+
+/* Without it the guest could be talked to no more; a process that uses up the memory can be started again. */
+static void forbid_out_of_memory_kill(void)
+{
+    CLEANUP_CLOSE int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    if (fd >= 0)
+        io_write_full(fd, "-1000", strlen("-1000"));
 }
 
 int server_run_in_guest(struct error *err)
 {
-    static struct server server;
     prctl(PR_SET_NAME, "dormouse-agent");
-    int r = server_open(&server, SERVER_PORT, false, err);
+    forbid_out_of_memory_kill();
+    int r = server_open(SERVER_PORT, false, err);
     if (r < 0)
         return r;
     /* After the HTTP service listens: an acknowledged guest can be talked to. */
-    server.control.identity = &server.identity;
-    server.control.applied = applied;
-    server.control.power_off = power_off;
-    server.control.owner = &server;
-    r = control_channel_open(&server.control, &server.loop, err);
-    return r < 0 ? r : loop_run(&server.loop, err);
+    control.identity = &agent.identity;
+    control.applied = applied;
+    control.power_off = power_off;
+    r = control_channel_open(&control, &agent.loop, err);
+    return r < 0 ? r : loop_run(&agent.loop, err);
 }
 
 int server_run_on_host(uint16_t port, struct error *err)
 {
-    static struct server server;
-    int r = server_open(&server, port, true, err);
-    return r < 0 ? r : loop_run(&server.loop, err);
+    int r = server_open(port, true, err);
+    return r < 0 ? r : loop_run(&agent.loop, err);
 }
