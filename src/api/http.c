@@ -303,7 +303,7 @@ static int start_listener(struct http_server *server, int socket, bool trusted, 
     *listener = (struct listener){.server = server, .trusted = trusted};
     listener->daemon = MHD_start_daemon(
         MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_THREAD_PER_CONNECTION | MHD_USE_POLL | MHD_USE_ITC |
-            MHD_ALLOW_UPGRADE | MHD_USE_ERROR_LOG,
+            MHD_USE_ERROR_LOG,
         0, NULL, NULL, handle_request, listener, MHD_OPTION_EXTERNAL_LOGGER, ignore_message, NULL,
         MHD_OPTION_LISTEN_SOCKET, socket, MHD_OPTION_CONNECTION_LIMIT, (unsigned)HTTP_CONNECTIONS_MAX,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HTTP_HEAD_MAX, MHD_OPTION_CONNECTION_TIMEOUT, 0U,

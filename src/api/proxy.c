@@ -20,6 +20,7 @@
 #include "api/proxy_target.h"
 #include "api/reply.h"
 #include "api/signature.h"
+#include "api/upgrade.h"
 #include "api/uri.h"
 
 #define BUFFER_BYTES     (64 * 1024) /* of an answer, ahead of the client */
@@ -37,6 +38,7 @@ struct proxy {
     CURL *easy;
     CURLM *multi;
     struct curl_slist *headers;
+    bool upgrade;  /* not by curl: see upgrade.h */
     bool finished; /* curl is done, `result` says how */
     bool aborted;  /* by the client, by the daemon's end, or because the sandbox went */
     CURLcode result;
@@ -136,8 +138,9 @@ static void collect_result(struct proxy *proxy)
 }
 
 /* Whether the sandbox still is what was connected to. While it is being captured it may yet go on. */
-static bool sandbox_lives(struct proxy *proxy)
+static bool sandbox_lives(void *context)
 {
+    struct proxy *proxy = context;
     struct sandbox_info info;
     if (manager_get(proxy->api->manager, proxy->endpoint.sandbox_id, &info, NULL) < 0)
         return false;
@@ -221,17 +224,15 @@ static void reply_gone(struct http_reply *reply, const char *sandbox_id)
     reply_unreachable(reply, sandbox_id, 0, "The sandbox was not found");
 }
 
-static void reply_no_answer(struct proxy *proxy, struct http_reply *reply)
+static void reply_no_answer(struct proxy *proxy, bool connected, struct http_reply *reply)
 {
     const struct guest_endpoint *endpoint = &proxy->endpoint;
-    curl_off_t connect_us = 0;
-    curl_easy_getinfo(proxy->easy, CURLINFO_CONNECT_TIME_T, &connect_us);
     int problem = endpoint->socket_error.code;
     if (problem == EBUSY || problem == ENOENT)
         reply_gone(reply, endpoint->sandbox_id);
     else if (problem != 0)
         reply_failure(reply, &endpoint->socket_error);
-    else if (connect_us == 0)
+    else if (!connected)
         reply_unreachable(reply, endpoint->sandbox_id, endpoint->port,
                           "The sandbox is running but port is not open");
     else
@@ -281,9 +282,23 @@ static void reply_answer(struct proxy *proxy, struct http_reply *reply)
     copy_head(proxy, reply->response);
 }
 
-void proxy_respond(struct proxy *proxy, struct http_reply *reply)
+/* A client that was answered there gets no reply here: its connection is closed. */
+static void run_upgrade(struct proxy *proxy, struct http_reply *reply)
 {
-    proxy->request->unbounded_reply = true;
+    struct upgrade upgrade = {.request = proxy->request,
+                              .endpoint = &proxy->endpoint,
+                              .hangup_fd = proxy->hangup_fd,
+                              .alive = sandbox_lives,
+                              .alive_context = proxy};
+    enum upgrade_result result = upgrade_run(&upgrade);
+    if (result == UPGRADE_ABORTED && !sandbox_lives(proxy))
+        reply_gone(reply, proxy->endpoint.sandbox_id);
+    else if (result != UPGRADE_DONE && result != UPGRADE_ABORTED)
+        reply_no_answer(proxy, result == UPGRADE_MALFORMED, reply);
+}
+
+static void run_transfer(struct proxy *proxy, struct http_reply *reply)
+{
     proxy->upload_complete = true;
     if (proxy->upload_paused) {
         proxy->upload_paused = false;
@@ -291,12 +306,23 @@ void proxy_respond(struct proxy *proxy, struct http_reply *reply)
     }
     while (!proxy->head_complete && !over(proxy))
         step(proxy);
+    curl_off_t connect_us = 0;
+    curl_easy_getinfo(proxy->easy, CURLINFO_CONNECT_TIME_T, &connect_us);
     if (proxy->head_complete)
         reply_answer(proxy, reply);
     else if (proxy->finished)
-        reply_no_answer(proxy, reply);
+        reply_no_answer(proxy, connect_us > 0, reply);
     else if (!sandbox_lives(proxy))
         reply_gone(reply, proxy->endpoint.sandbox_id);
+}
+
+void proxy_respond(struct proxy *proxy, struct http_reply *reply)
+{
+    proxy->request->unbounded_reply = true;
+    if (proxy->upgrade)
+        run_upgrade(proxy, reply);
+    else
+        run_transfer(proxy, reply);
 }
 
 /* ---- the request ---- */
@@ -458,6 +484,7 @@ static int begin(struct proxy *proxy, struct http_reply *reply)
     proxy->endpoint.sandbox_id = strdup(info.id);
     proxy->started_ns = info.started_ns;
     proxy->hangup_fd = http_request_hangup_fd(proxy->request);
+    proxy->upgrade = upgrade_wanted(proxy->request);
     if (info.state != SANDBOX_RUNNING && info.state != SANDBOX_PAUSING) {
         reply_gone(reply, info.id);
         r = -EBUSY;
@@ -465,7 +492,7 @@ static int begin(struct proxy *proxy, struct http_reply *reply)
         reply_error(reply, 403, "this path is for the host only", NULL);
         r = -EACCES;
     } else if (proxy->endpoint.sandbox_id == NULL || proxy->hangup_fd < 0 ||
-               start_transfer(proxy, info.access_token) < 0) {
+               (!proxy->upgrade && start_transfer(proxy, info.access_token) < 0)) {
         reply_error(reply, 503, "the proxy is out of memory or file descriptors", NULL);
         r = -ENOMEM;
     }

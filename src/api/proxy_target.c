@@ -79,8 +79,7 @@ bool proxy_target_host_only(const char *path)
     return false;
 }
 
-/* Whether the comma-separated list has the token. */
-static bool has_token(const char *list, const char *token)
+bool proxy_list_has(const char *list, const char *token)
 {
     size_t length = strlen(token);
     while (*list != '\0') {
@@ -115,5 +114,5 @@ bool proxy_header_stays(const char *name, const char *connection)
     for (size_t i = 0; i < ARRAY_SIZE(names); i++)
         if (strcasecmp(name, names[i]) == 0)
             return true;
-    return connection != NULL && has_token(connection, name);
+    return connection != NULL && proxy_list_has(connection, name);
 }

@@ -26,6 +26,9 @@ int proxy_target_parse(const char *host, const char *sandbox_id, const char *san
 /* Whether the raw path, read in any way a server may read it, is one that only the host may ask the agent for. */
 bool proxy_target_host_only(const char *path);
 
+/* Whether a header's comma-separated list has the token, in any case. */
+bool proxy_list_has(const char *list, const char *token);
+
 /*
  * Whether a header concerns one connection only or is meant for the daemon, and so is not passed on. `connection`
  * is the message's Connection header, which may name more; NULL when absent.
