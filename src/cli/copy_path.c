@@ -20,7 +20,7 @@ int copy_path_parse(const char *text, struct copy_path *ret, struct error *err)
     for (;;) {
         if (length > 1 && text[length - 1] == '/') {
             length--;
-        } else if (length > 2 && ends_with(text, length, "/.")) {
+        } else if (length > 1 && ends_with(text, length, "/.")) {
             path.contents = true;
             length--;
         } else {
@@ -33,7 +33,7 @@ int copy_path_parse(const char *text, struct copy_path *ret, struct error *err)
     path.path = strndup(text, length);
     if (path.path == NULL)
         return error_set(err, ENOMEM, "out of memory");
-    if (strcmp(path.path, "/") == 0 || strcmp(path.path, ".") == 0 || strcmp(path.path, "/.") == 0)
+    if (strcmp(path.path, "/") == 0 || strcmp(path.path, ".") == 0)
         path.must_be_dir = path.contents = true;
     *ret = path;
     return 0;

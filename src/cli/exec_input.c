@@ -122,11 +122,11 @@ bool exec_input_signal(struct exec_input *input, int signal)
     return true;
 }
 
-/* The protocol knows SIGTERM and SIGKILL only; whatever else ends a program is a request to terminate. */
 static int send_signal(struct exec_input *input, struct error *err)
 {
+    const char *name = input->signal == SIGKILL ? "SIGNAL_SIGKILL" : "SIGNAL_SIGTERM";
     input->signal = 0;
-    return call_process(input, &input->control, "SendSignal", json_pack("{s:s}", "signal", "SIGNAL_SIGTERM"), err);
+    return call_process(input, &input->control, "SendSignal", json_pack("{s:s}", "signal", name), err);
 }
 
 static int send_size(struct exec_input *input, struct error *err)

@@ -49,7 +49,8 @@ void exec_input_started(struct exec_input *input, int64_t pid);
 bool exec_input_wants_stdin(const struct exec_input *input);
 int exec_input_read(struct exec_input *input, struct error *err);
 
-/* False when a signal still waits to be sent or answered. */
+/* SIGTERM, or SIGKILL, which hits the whole session: the protocol knows no others. False when one still waits to be
+ * sent or answered. */
 bool exec_input_signal(struct exec_input *input, int signal);
 
 /* A signal or size is still under way. */

@@ -231,9 +231,9 @@ static void handle_signal(struct session *session)
     int signal = (int)info.ssi_signo;
     if (signal == SIGWINCH)
         session->input.resized = session->options->tty;
-    else if (session->options->raw)
-        leave(session, STATUS_SIGNAL + signal, signal);
-    else if (signal == SIGQUIT || session->outcome.pid == 0 || !exec_input_signal(&session->input, signal))
+    else if (session->options->raw) /* a terminal that hung up takes its session with it, as it would locally */
+        leave(session, STATUS_SIGNAL + signal, signal == SIGHUP ? SIGKILL : SIGTERM);
+    else if (signal == SIGQUIT || session->outcome.pid == 0 || !exec_input_signal(&session->input, SIGTERM))
         leave(session, STATUS_SIGNAL + signal, 0);
 }
 

@@ -30,7 +30,9 @@ static void format_bytes(double bytes, char buffer[FORMAT_SIZE])
 
 static void format_microseconds(int64_t us, char buffer[FORMAT_SIZE])
 {
-    if (us < 1000)
+    if (us == 0) /* not measured */
+        snprintf(buffer, FORMAT_SIZE, "-");
+    else if (us < 1000)
         snprintf(buffer, FORMAT_SIZE, "%" PRId64 " us", us);
     else if (us < 1000000)
         snprintf(buffer, FORMAT_SIZE, "%.1f ms", (double)us / 1e3);

@@ -19,7 +19,7 @@ enum format_kind {
     FORMAT_SHORT_ID,     /* a string's first 12 characters */
     FORMAT_MIB,          /* a number of MiB: "512 MiB", "2.0 GiB" */
     FORMAT_BYTES,        /* "12.3 MiB" */
-    FORMAT_MICROSECONDS, /* "850 us", "12.3 ms", "4.56 s" */
+    FORMAT_MICROSECONDS, /* "850 us", "12.3 ms", "4.56 s"; 0, not measured: "-" */
     FORMAT_NANOSECONDS,  /* likewise */
     FORMAT_AGE,          /* an RFC 3339 time: how long ago, "45s", "12m", "3h", "9d" */
     FORMAT_UNTIL,        /* an RFC 3339 time to come, "never" when there is none */

@@ -19,9 +19,8 @@ void guest_entry_done(struct guest_entry *entry)
     entry->path = NULL;
 }
 
-static int read_entry(const json_t *answer, struct guest_entry *ret, struct error *err)
+static int read_entry(const json_t *entry, struct guest_entry *ret, struct error *err)
 {
-    const json_t *entry = json_object_get(answer, "entry");
     const char *path = json_string_value(json_object_get(entry, "path"));
     const char *type = json_string_value(json_object_get(entry, "type"));
     if (path == NULL || *path != '/' || type == NULL)
@@ -39,7 +38,8 @@ static int read_entry(const json_t *answer, struct guest_entry *ret, struct erro
     return 0;
 }
 
-int guest_files_stat(struct client *client, const struct guest *guest, const char *path, struct guest_entry *ret,
+/* *ret is NULL when there is nothing. */
+static int stat_once(struct client *client, const struct guest *guest, const char *path, json_t **ret,
                      struct error *err)
 {
     CLEANUP_JSON json_t *answer = NULL;
@@ -47,14 +47,32 @@ int guest_files_stat(struct client *client, const struct guest *guest, const cha
     if (body == NULL)
         return error_set(err, EINVAL, "the path is not UTF-8, which the agent's protocol demands");
     int r = client_guest_call(client, guest, "filesystem.Filesystem/Stat", body, &answer, err);
-    if (r == -ENOENT) {
+    if (r < 0 && r != -ENOENT)
+        return error_wrap(err, r, "%s in the sandbox", path);
+    if (r == -ENOENT)
         error_done(err);
+    *ret = json_incref(json_object_get(answer, "entry"));
+    return 0;
+}
+
+int guest_files_stat(struct client *client, const struct guest *guest, const char *path, struct guest_entry *ret,
+                     struct error *err)
+{
+    CLEANUP_JSON json_t *entry = NULL;
+    CLEANUP_JSON json_t *followed = NULL;
+    int r = stat_once(client, guest, path, &entry, err);
+    if (r < 0)
+        return r;
+    /* The agent tells where a link leads in the end, so that one more step is enough. */
+    const char *target = json_string_value(json_object_get(entry, "symlinkTarget"));
+    r = target != NULL ? stat_once(client, guest, target, &followed, err) : 0;
+    if (r < 0)
+        return r;
+    if (target != NULL ? followed == NULL : entry == NULL) {
         *ret = (struct guest_entry){.exists = false};
         return 0;
     }
-    if (r < 0)
-        return error_wrap(err, r, "%s in the sandbox", path);
-    return read_entry(answer, ret, err);
+    return read_entry(target != NULL ? followed : entry, ret, err);
 }
 
 int guest_files_remove(struct client *client, const struct guest *guest, const char *path, struct error *err)

@@ -178,6 +178,8 @@ void tree_pack_close(struct tree_pack **pack)
     if (p == NULL)
         return;
     archive_read_free(p->disk);
+    if (p->tar != NULL && !p->finished)
+        archive_write_fail(p->tar); /* else it would pad the unfinished entry, into memory */
     archive_write_free(p->tar);
     archive_entry_free(p->entry);
     strbuf_done(&p->packed);
