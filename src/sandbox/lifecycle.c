@@ -152,6 +152,12 @@ int manager_create(struct manager *manager, const struct sandbox_spec *spec, str
     return r;
 }
 
+static void collect(struct manager *manager, void *snapshot_id)
+{
+    snapshot_collect(manager, snapshot_id);
+    free(snapshot_id);
+}
+
 void sandbox_finish_pause(struct manager *manager, struct sandbox *sandbox)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
@@ -167,8 +173,9 @@ void sandbox_finish_pause(struct manager *manager, struct sandbox *sandbox)
     sandbox_teardown(manager, sandbox);
     if (sandbox_record(manager, sandbox, &err) < 0)
         manager_log(manager, "sandbox %s: %s", sandbox->info.id, error_message(&err));
-    snapshot_collect(manager, superseded);
-    free(superseded);
+    /* Freeing an image's blocks takes long enough to be noticed; nobody waits for it. */
+    if (manager_spawn(manager, collect, superseded) < 0)
+        collect(manager, superseded);
 }
 
 /* Back to running after a failed capture; a VMM that is gone or can't be continued is lost. */
