@@ -21,7 +21,7 @@
 #include "template/template.h"
 
 struct fixture {
-    char directory[64];
+    char directory[96];
     char path[128];      /* of the file that path_of named last */
     struct strbuf lines; /* of progress, each with a newline */
     bool cancel;         /* at the next line */
@@ -31,7 +31,8 @@ struct fixture {
 static int setup(void **state)
 {
     struct fixture *f = calloc(1, sizeof(*f));
-    snprintf(f->directory, sizeof(f->directory), "/tmp/dormouse-test-template-XXXXXX");
+    const char *parent = getenv("TMPDIR");
+    snprintf(f->directory, sizeof(f->directory), "%s/test-template-XXXXXX", parent != NULL ? parent : "/tmp");
     if (mkdtemp(f->directory) == NULL)
         return -1;
     *state = f;

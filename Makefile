@@ -1,0 +1,42 @@
+# make          installs what is missing from Debian, builds build/dormoused, build/dormouse, build/dormouse-agent
+# make demo     real sandboxes: pause, resume, fork
+# make test     all tests; ends with "N passed, N failed"
+# make bench    the figures behind the claims
+# make install  into PREFIX
+#
+# Meson builds; this gives the common tasks a name. For more control: meson setup, ninja.
+
+PREFIX = /usr/local
+SOURCES = git ls-files -z '*.c' '*.h' | xargs -0 clang-format
+
+all: packages
+	@test -f build/build.ninja || CC=gcc meson setup --prefix='$(PREFIX)' build
+	@ninja -C build
+	@ln -sf src/api/dormoused src/cli/dormouse src/agent/dormouse-agent build/
+
+packages:
+	@scripts/install-packages
+
+test: all
+	@scripts/test
+
+demo: all
+	@scripts/demo
+
+bench: all
+	@bench/run
+
+install: all
+	@meson configure --prefix='$(PREFIX)' build
+	@meson install -C build
+
+format:
+	@$(SOURCES) -i
+
+check-format:
+	@$(SOURCES) --dry-run -Werror
+
+clean:
+	@rm -rf build build-asan build-tsan
+
+.PHONY: all packages test demo bench install format check-format clean
