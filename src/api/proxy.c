@@ -336,7 +336,7 @@ bool proxy_wants(struct http_request *request)
     return r != 0 || strcmp(request->path, "/files") == 0;
 }
 
-/* The sandbox whose token made the signature, among those that run. */
+/* The sandbox whose token made the signature. -EACCES when there is none. */
 static int find_by_signature(struct proxy *proxy, struct sandbox_info *ret)
 {
     struct uri_query query;
@@ -345,14 +345,10 @@ static int find_by_signature(struct proxy *proxy, struct sandbox_info *ret)
     struct sandbox_list list;
     int r = manager_list(proxy->api->manager, &list, NULL);
     if (r == 0) {
-        r = -EACCES;
-        for (size_t i = 0; i < list.count && r < 0; i++) {
-            if (!signature_fits(&query, proxy->request->method, list.items[i].access_token))
-                continue;
-            *ret = list.items[i];
-            list.items[i] = (struct sandbox_info){0};
-            r = 0;
-        }
+        size_t i = 0;
+        while (i < list.count && !signature_fits(&query, proxy->request->method, list.items[i].access_token))
+            i++;
+        r = i < list.count ? manager_get(proxy->api->manager, list.items[i].id, ret, NULL) : -EACCES;
         sandbox_list_done(&list);
     }
     uri_query_done(&query);

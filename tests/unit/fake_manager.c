@@ -158,6 +158,9 @@ static int add(struct manager *manager, const struct sandbox_info *model, struct
     copy_info(model, info);
     free(info->id);
     info->id = copy(id);
+    free(info->access_token);
+    if (asprintf(&info->access_token, FAKE_TOKEN_PREFIX "%s", id) < 0)
+        abort();
     info->state = SANDBOX_RUNNING;
     info->vmm_pid = 1;
     info->created_ns = info->started_ns = clock_realtime_ns();
@@ -175,7 +178,7 @@ int manager_create(struct manager *manager, const struct sandbox_spec *spec, str
                                  .template_name = (char *)"base",
                                  .snapshot_id = (char *)"s0base",
                                  .parent_id = (char *)"",
-                                 .access_token = (char *)FAKE_ACCESS_TOKEN,
+                                 .access_token = (char *)"",
                                  .cpus = spec->cpus != 0 ? spec->cpus : 1,
                                  .memory_mib = spec->memory_mib != 0 ? spec->memory_mib : 512,
                                  .disk_bytes = (uint64_t)2 << 30,

@@ -10,6 +10,6 @@
 #include "sandbox/manager.h"
 
 #define FAKE_API_KEY      "e2b_0123456789abcdef0123456789abcdef01234567"
-#define FAKE_ACCESS_TOKEN "token0123456789"
+#define FAKE_TOKEN_PREFIX "token-" /* the sandbox's id follows */
 
 #endif
