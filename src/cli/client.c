@@ -108,10 +108,12 @@ static int connect_errno(const char *name)
         const char *name;
         int code;
     } codes[] = {
-        {"canceled", ECANCELED},        {"invalid_argument", EINVAL},   {"deadline_exceeded", ETIMEDOUT},
-        {"not_found", ENOENT},          {"already_exists", EEXIST},     {"permission_denied", EACCES},
-        {"resource_exhausted", EAGAIN}, {"failed_precondition", EBUSY}, {"unimplemented", ENOSYS},
-        {"unauthenticated", EACCES},    {"unavailable", EAGAIN},
+        {"canceled", ECANCELED},          {"invalid_argument", EINVAL},
+        {"deadline_exceeded", ETIMEDOUT}, {"not_found", ENOENT},
+        {"already_exists", EEXIST},       {"permission_denied", EACCES},
+        {"resource_exhausted", EAGAIN},   {"failed_precondition", EBUSY},
+        {"unimplemented", ENOSYS},        {"unauthenticated", EKEYREJECTED},
+        {"unavailable", EAGAIN},
     };
     for (size_t i = 0; i < ARRAY_SIZE(codes); i++)
         if (strcmp(name, codes[i].name) == 0)
