@@ -45,8 +45,9 @@ struct proxy {
 
     const char *upload; /* the server's; valid during proxy_upload */
     size_t upload_length;
+    uint64_t upload_left; /* bytes of the body that proxy_upload has not been given; UINT64_MAX: unknown */
     bool upload_complete;
-    bool upload_paused;
+    bool upload_paused; /* curl has sent all it was given and wants more */
 
     bool head_complete;
     struct strbuf head; /* header lines, each ended by NUL */
@@ -155,11 +156,13 @@ static void step(struct proxy *proxy)
 {
     int running;
     size_t buffered = proxy->body.length;
+    bool wanted = proxy->upload_paused;
     size_t to_send = proxy->upload_length;
     if (curl_multi_perform(proxy->multi, &running) != CURLM_OK)
         proxy->aborted = true;
     collect_result(proxy);
-    if (proxy->finished || proxy->aborted || proxy->body.length > buffered || proxy->upload_length < to_send)
+    if (proxy->finished || proxy->aborted || proxy->body.length > buffered || proxy->upload_length < to_send ||
+        proxy->upload_paused != wanted)
         return;
     struct curl_waitfd hangup = {.fd = proxy->hangup_fd, .events = CURL_WAIT_POLLIN};
     int events = 0;
@@ -177,11 +180,14 @@ void proxy_upload(struct proxy *proxy, const char *data, size_t length)
 {
     proxy->upload = data;
     proxy->upload_length = length;
+    if (proxy->upload_left != UINT64_MAX)
+        proxy->upload_left -= length;
     if (proxy->upload_paused) {
         proxy->upload_paused = false;
         update_pauses(proxy);
     }
-    while (proxy->upload_length > 0 && !over(proxy))
+    /* Until it is sent, not just taken: the client may now pause. After the last piece curl won't ask for more. */
+    while ((proxy->upload_length > 0 || (proxy->upload_left > 0 && !proxy->upload_paused)) && !over(proxy))
         step(proxy);
     proxy->upload_length = 0; /* after an early end the rest of the body has nowhere to go */
 }
@@ -438,8 +444,8 @@ static void set_method(struct proxy *proxy)
         curl_easy_setopt(easy, CURLOPT_UPLOAD, 1L);
         curl_easy_setopt(easy, CURLOPT_READFUNCTION, read_upload);
         curl_easy_setopt(easy, CURLOPT_READDATA, proxy);
-        curl_easy_setopt(easy, CURLOPT_INFILESIZE_LARGE,
-                         chunked ? (curl_off_t)-1 : (curl_off_t)strtoull(length, NULL, 10));
+        proxy->upload_left = chunked ? UINT64_MAX : strtoull(length, NULL, 10);
+        curl_easy_setopt(easy, CURLOPT_INFILESIZE_LARGE, chunked ? (curl_off_t)-1 : (curl_off_t)proxy->upload_left);
     }
     if (strcmp(request->method, MHD_HTTP_METHOD_HEAD) == 0)
         curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);

@@ -3,7 +3,8 @@
  *
  * A request names a sandbox by its headers (proxy_target.h) or, for /files alone, by a signature. Bodies pass in
  * both directions as they come, in bounded memory and for as long as both sides keep the connection; the guest
- * gets the request as the client sent it, without hop-by-hop headers and the API key.
+ * gets the request as the client sent it, without hop-by-hop headers and the API key. An answer is passed on once
+ * the request is complete; a guest that sends more than a buffer of it before has to wait.
  *
  * Order of calls, all in the request's thread: proxy_open when the head is there; then proxy_upload for each piece
  * of the body, proxy_respond when it is complete, and proxy_close at the end in any case.
