@@ -18,7 +18,7 @@
 #include "sandbox/internal.h"
 
 #define RESTORE_TIMEOUT_MS 30000
-#define BOOT_TIMEOUT_MS    180000
+#define BOOT_TIMEOUT_MS    90000
 
 #define ENTROPY_BYTES 64
 

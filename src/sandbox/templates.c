@@ -295,7 +295,7 @@ static void settle(const struct build *build)
 }
 
 /* What the guest printed last is the best explanation of a boot that failed. */
-static void add_console_hint(const struct build *build, struct error *err)
+static void explain_by_console(const struct build *build, int result, struct error *err)
 {
     CLEANUP_FREE char *path = vm_path(build, VMM_FILE_CONSOLE, NULL);
     CLEANUP_FREE char *text = NULL;
@@ -306,7 +306,10 @@ static void add_console_hint(const struct build *build, struct error *err)
     for (char *c = tail; *c != '\0'; c++)
         if (*c < ' ' || *c > '~')
             *c = ' ';
-    error_hint(err, "the guest's console ends with: %s", tail);
+    CLEANUP_FREE char *message = strdup(error_message(err));
+    if (message != NULL)
+        error_set(err, -result, "%s; the guest's console %s%s", message, *tail != '\0' ? "ends with: " : "is empty",
+                  tail);
 }
 
 static int boot_and_capture(struct build *build, struct error *err)
@@ -318,7 +321,7 @@ static int boot_and_capture(struct build *build, struct error *err)
     build->request.boot = true;
     r = sandbox_boot_prepared(build->manager, build->sandbox, &build->request, err);
     if (r < 0) {
-        add_console_hint(build, err);
+        explain_by_console(build, r, err);
         return error_wrap(err, r, "the template does not boot");
     }
     r = announce(build, err, "the agent answered after %.1f s; taking the snapshot",

@@ -27,6 +27,7 @@
 #include "vmm/driver.h"
 #include "vmm/jail.h"
 #include "vmm/qmp.h"
+#include "vmm/tsc.h"
 
 #define QEMU     "/usr/bin/qemu-system-x86_64"
 #define QEMU_KVM "/usr/bin/qemu-system-x86_64-microvm"
@@ -146,8 +147,11 @@ static void add_start(struct arguments *a, const struct vmm_config *config, enum
     }
     add_pair(a, "-kernel", "/vm/" VMM_FILE_KERNEL);
     add_pair(a, "-initrd", "/vm/" VMM_FILE_INITRD);
-    add_pair(a, "-append",
-             config->accelerator == VMM_ACCELERATOR_KVM ? KERNEL_ARGUMENTS : KERNEL_ARGUMENTS " mitigations=off");
+    add(a, "-append");
+    if (config->accelerator == VMM_ACCELERATOR_KVM)
+        add(a, KERNEL_ARGUMENTS);
+    else
+        add(a, KERNEL_ARGUMENTS " mitigations=off tsc_early_khz=%u", tsc_khz());
 }
 
 /* Makes a listening socket in the VM directory; a stale one of an earlier VMM is replaced. */
