@@ -45,11 +45,14 @@ static int find_origin(struct manager *manager, const char *name, struct origin 
         error_set(err, ENOENT, "there is no template or snapshot %.64s", name);
         error_hint(err, "make it: dormouse template build %.64s; or see: dormouse template ls", name);
     }
-    if (r == 0 && template == NULL) {
-        r = replace_text(&ret->template_id, ret->manifest.template_id, err);
-        if (r == 0)
-            r = replace_text(&ret->template_name, "", err);
-    }
+    if (r < 0 || template != NULL)
+        return r;
+    r = replace_text(&ret->template_id, ret->manifest.template_id, err);
+    pthread_mutex_lock(&manager->lock);
+    template = template_find(manager, ret->manifest.template_id);
+    if (r == 0)
+        r = replace_text(&ret->template_name, template != NULL ? template->info.name : "", err);
+    pthread_mutex_unlock(&manager->lock);
     return r;
 }
 

@@ -304,8 +304,10 @@ int sandbox_require(const struct sandbox *sandbox, enum sandbox_state state, con
 {
     if (sandbox->info.state == state)
         return 0;
-    error_set(err, EBUSY, "sandbox %s is %s: it can't be %s", sandbox->info.id,
-              sandbox_state_name(sandbox->info.state), what);
+    const char *name = sandbox_state_name(sandbox->info.state);
+    if (strcmp(name, what) == 0)
+        return error_set(err, EBUSY, "sandbox %s is already %s", sandbox->info.id, name);
+    error_set(err, EBUSY, "sandbox %s is %s: it can't be %s", sandbox->info.id, name, what);
     if (sandbox->info.state == SANDBOX_PAUSED)
         error_hint(err, "resume it first: dormouse resume %.12s", sandbox->info.id);
     if (sandbox->info.state == SANDBOX_LOST && sandbox->info.lost_reason != NULL)
