@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -115,9 +116,9 @@ static void print_error(const struct error *err)
 
 static void wait_for_stop(void)
 {
-    eventfd_t value;
-    while (eventfd_read(stop_fd, &value) < 0 && errno == EINTR)
-        ;
+    struct pollfd stop = {.fd = stop_fd, .events = POLLIN};
+    while (poll(&stop, 1, -1) != 1)
+        ; /* interrupted by the signal's handler */
 }
 
 /* Serves until a signal; takes the sockets over. */
