@@ -10,6 +10,14 @@
 
 #define VERB_NAME_COLUMN 12
 
+void cli_report(const struct error *err)
+{
+    if (err->hint != NULL)
+        fprintf(stderr, "dormouse: %s (%s)\n", error_message(err), err->hint);
+    else
+        fprintf(stderr, "dormouse: %s\n", error_message(err));
+}
+
 static void list_verbs(struct strbuf *text, const struct verb *verbs, size_t count)
 {
     strbuf_puts(text, "Verbs (each has its own --help):\n");

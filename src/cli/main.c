@@ -27,14 +27,6 @@ static const struct verb verbs[] = {
     {"env", "environment for E2B clients, for eval", verb_env},
 };
 
-void cli_report(const struct error *err)
-{
-    if (err->hint != NULL)
-        fprintf(stderr, "dormouse: %s (%s)\n", error_message(err), err->hint);
-    else
-        fprintf(stderr, "dormouse: %s\n", error_message(err));
-}
-
 /* A closed 0, 1 or 2 would be taken by the next socket, and output would go there. */
 static int occupy_standard_descriptors(void)
 {

@@ -21,6 +21,7 @@ struct tree_pack {
     bool with_root;
     bool in_file; /* the data of `entry` is being packed */
     bool finished;
+    bool closing; /* what libarchive still wants to write, up to the end of an unfinished file, is refused */
     struct strbuf packed;
     size_t consumed; /* of packed */
     struct tree_count count;
@@ -31,6 +32,8 @@ static la_ssize_t take_packed(struct archive *tar, void *context, const void *by
 {
     (void)tar;
     struct tree_pack *pack = context;
+    if (pack->closing)
+        return -1;
     strbuf_append(&pack->packed, bytes, length);
     return pack->packed.failed ? -1 : (la_ssize_t)length;
 }
@@ -178,8 +181,7 @@ void tree_pack_close(struct tree_pack **pack)
     if (p == NULL)
         return;
     archive_read_free(p->disk);
-    if (p->tar != NULL && !p->finished)
-        archive_write_fail(p->tar); /* else it would pad the unfinished entry, into memory */
+    p->closing = true;
     archive_write_free(p->tar);
     archive_entry_free(p->entry);
     strbuf_done(&p->packed);

@@ -90,7 +90,7 @@ static void tree_comes_back_as_it_was(void **state)
     CLEANUP_FREE char *source = make_directory(*state, "source", 0750);
     CLEANUP_FREE char *target = make_directory(*state, "target", 0700);
     CLEANUP_FREE char *sub = make_directory(source, "sub", 0711);
-    CLEANUP_FREE char *empty = make_directory(source, "empty", 0755);
+    free(make_directory(source, "empty", 0755));
     CLEANUP_FREE char *link = unit_path(source, "link");
     CLEANUP_FREE char *fifo = unit_path(source, "fifo");
     char long_name[201];
