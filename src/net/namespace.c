@@ -146,8 +146,7 @@ static int apply_settings(struct error *err)
         if (r < 0)
             return r;
     }
-    int r = disable_ipv6("all", err);
-    return r < 0 ? r : disable_ipv6("default", err);
+    return disable_ipv6("all", err); /* also of what comes later */
 }
 
 static int open_tap(void *context, struct error *err)
