@@ -164,25 +164,40 @@ static int on_header_value(http_parser *parser, const char *text, size_t length)
     return connection->headers.failed;
 }
 
+/* Refuses what can be seen from the headers, or lets the server begin. */
+static void route(struct http_connection *connection)
+{
+    uint64_t announced = connection->parser.content_length;
+    if (connection->parser.http_major != 1) {
+        connection->close = true;
+        respond_error(connection, 505, "only HTTP/1.1 and 1.0 are spoken here");
+        return;
+    }
+    if (http_request_parse_url(connection) < 0) {
+        respond_error(connection, 400, "the request's target is not a valid path");
+        return;
+    }
+    connection->server->begin(connection, connection->server->context);
+    if (connection->answer != ANSWER_NONE)
+        return;
+    const struct http_handler *handler = connection->handler;
+    if (handler == NULL)
+        respond_error(connection, 404, "there is nothing at this path");
+    else if (handler->body == NULL && announced != UINT64_MAX && announced > handler->body_limit)
+        respond_error(connection, 413, "the request's body is too large");
+}
+
 static void begin_request(struct http_connection *connection)
 {
     const char *expect = http_header(connection, "Expect");
-    if (http_request_parse_url(connection) < 0)
-        respond_error(connection, 400, "the request's target is not a valid path");
-    else
-        connection->server->begin(connection, connection->server->context);
-    const struct http_handler *handler = connection->handler;
     uint64_t announced = connection->parser.content_length;
-    if (connection->answer == ANSWER_NONE && handler == NULL)
-        respond_error(connection, 404, "there is nothing at this path");
-    else if (connection->answer == ANSWER_NONE && handler->body == NULL && announced != UINT64_MAX &&
-             announced > handler->body_limit)
-        respond_error(connection, 413, "the request's body is too large");
-    if (expect == NULL || strcasecmp(expect, "100-continue") != 0)
-        return;
-    if (connection->answer == ANSWER_NONE) {
+    bool waits = expect != NULL && strcasecmp(expect, "100-continue") == 0;
+    route(connection);
+    if (connection->answer == ANSWER_NONE && waits) {
         http_response_continue(connection);
-    } else { /* nobody knows whether the body will come */
+    } else if (connection->answer != ANSWER_NONE &&
+               (waits || (announced != UINT64_MAX && announced > UNWANTED_BODY_MAX))) {
+        /* The body may never come, or be too much to read for nothing. */
         connection->close = true;
         connection->linger = true;
     }

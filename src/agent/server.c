@@ -1,6 +1,7 @@
 #include "agent/server.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -11,6 +12,8 @@
 #include "agent/rest.h"
 #include "agent/rpc.h"
 #include "base/io.h"
+
+#define LARGE_ALLOCATION (128 * 1024)
 
 static struct agent agent;
 static struct control_channel control;
@@ -39,6 +42,10 @@ static void power_off(void *owner)
 static int server_open(uint16_t port, bool on_host, struct error *err)
 {
     signal(SIGPIPE, SIG_IGN);
+    /* What a large request took goes back to the kernel, and so into no snapshot; left alone, malloc raises both.
+     */
+    mallopt(M_MMAP_THRESHOLD, LARGE_ALLOCATION);
+    mallopt(M_TRIM_THRESHOLD, LARGE_ALLOCATION);
     int r = loop_init(&agent.loop, err);
     if (r < 0)
         return r;

@@ -154,7 +154,9 @@ static int describe_failure(const struct spawn_request *request, const struct fa
     case STAGE_DIRECTORY:
         return error_set(err, EINVAL, "the directory '%s' cannot be used: %s", request->directory, reason);
     case STAGE_PROGRAM:
-        return error_set(err, EINVAL, "'%s' cannot be run: %s", request->arguments[0], reason);
+        /* A client shows these two differently from all others, as a shell does. */
+        return error_set(err, failure->code == ENOENT || failure->code == EACCES ? failure->code : EINVAL,
+                         "'%s' cannot be run: %s", request->arguments[0], reason);
     case STAGE_USER:
         return error_set(err, EPERM, "the agent cannot become the user '%s': %s", request->user->name, reason);
     case STAGE_TERMINAL:

@@ -32,7 +32,8 @@ struct spawned {
     int error;  /* -1 with a terminal */
 };
 
-/* -EINVAL if the directory or the program is missing or cannot be used. */
+/* -ENOENT: there is no such program; -EACCES: it may not be run; -EINVAL: the directory or the program is no good.
+ */
 int spawn(const struct spawn_request *request, struct spawned *ret, struct error *err);
 
 /* Sends the signal to every process of the session that `leader` leads or led. */
