@@ -36,6 +36,7 @@ struct sandbox {
     uint64_t vmm_start_time; /* of info.vmm_pid */
     int64_t network_slot;    /* -1: none; as recorded */
     int64_t deadline_ns;     /* CLOCK_BOOTTIME; 0: none */
+    int64_t timeout_s;       /* as last set, for a resume that names none; 0: none */
     bool expiring;           /* a worker is on its way */
     bool unrecorded; /* a template being built: no list, no registry; a crash leaves nothing to go on with */
 };
