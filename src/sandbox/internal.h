@@ -112,6 +112,9 @@ int sandbox_load(struct manager *manager, const char *id, const json_t *document
 /* Sets the timeout from now, or none for 0. */
 void sandbox_set_deadline(struct manager *manager, struct sandbox *sandbox, int64_t timeout_s);
 
+/* Moves the deadline, without touching what a resume would set again. */
+void sandbox_postpone(struct manager *manager, struct sandbox *sandbox, int64_t delay_ns);
+
 /* Under manager->lock. NULL: none. */
 struct template *template_find(struct manager *manager, const char *name_or_id);
 int template_load(struct manager *manager, const char *id, const json_t *document, struct error *err);

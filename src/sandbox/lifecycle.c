@@ -259,8 +259,7 @@ static int resume(struct manager *manager, struct sandbox *sandbox, int64_t time
             manager_log(manager, "sandbox %s: %s", sandbox->info.id, error_message(&record_error));
         return r;
     }
-    if (timeout_s >= 0)
-        sandbox_set_deadline(manager, sandbox, timeout_s);
+    sandbox_set_deadline(manager, sandbox, timeout_s >= 0 ? timeout_s : sandbox->timeout_s);
     return sandbox_record(manager, sandbox, err);
 }
 

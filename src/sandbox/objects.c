@@ -157,19 +157,19 @@ int sandbox_record(struct manager *manager, struct sandbox *sandbox, struct erro
     const struct sandbox_info *info = &sandbox->info;
     if (sandbox->unrecorded)
         return 0;
-    json_t *document =
-        json_pack("{s:s, s:s?, s:I, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:b, s:o, s:o, s:I, s:I, "
-                  "s:I, s:I, s:s?}",
-                  "state", sandbox_state_name(info->state), "lost_reason", info->lost_reason, "vmm_pid",
-                  (json_int_t)info->vmm_pid, "vmm_start_time", (json_int_t)sandbox->vmm_start_time, "network_slot",
-                  (json_int_t)sandbox->network_slot, "template_id", info->template_id, "template_name",
-                  info->template_name, "snapshot_id", info->snapshot_id, "parent_id", info->parent_id,
-                  "access_token", info->access_token, "cpus", (json_int_t)info->cpus, "memory_mib",
-                  (json_int_t)info->memory_mib, "disk_bytes", (json_int_t)info->disk_bytes, "egress_denied",
-                  (int)info->egress_denied, "environment", list_to_json(&info->environment), "metadata",
-                  list_to_json(&info->metadata), "created_ns", (json_int_t)info->created_ns, "started_ns",
-                  (json_int_t)info->started_ns, "expires_ns", (json_int_t)info->expires_ns, "on_timeout",
-                  (json_int_t)info->on_timeout, "pending_snapshot", sandbox->pending_snapshot);
+    json_t *document = json_pack(
+        "{s:s, s:s?, s:I, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:b, s:o, s:o, s:I, s:I, "
+        "s:I, s:I, s:I, s:s?}",
+        "state", sandbox_state_name(info->state), "lost_reason", info->lost_reason, "vmm_pid",
+        (json_int_t)info->vmm_pid, "vmm_start_time", (json_int_t)sandbox->vmm_start_time, "network_slot",
+        (json_int_t)sandbox->network_slot, "template_id", info->template_id, "template_name", info->template_name,
+        "snapshot_id", info->snapshot_id, "parent_id", info->parent_id, "access_token", info->access_token, "cpus",
+        (json_int_t)info->cpus, "memory_mib", (json_int_t)info->memory_mib, "disk_bytes",
+        (json_int_t)info->disk_bytes, "egress_denied", (int)info->egress_denied, "environment",
+        list_to_json(&info->environment), "metadata", list_to_json(&info->metadata), "created_ns",
+        (json_int_t)info->created_ns, "started_ns", (json_int_t)info->started_ns, "expires_ns",
+        (json_int_t)info->expires_ns, "on_timeout", (json_int_t)info->on_timeout, "timeout_s",
+        (json_int_t)sandbox->timeout_s, "pending_snapshot", sandbox->pending_snapshot);
     if (document == NULL)
         return error_set(err, ENOMEM, "out of memory");
     int r = registry_put(manager->registry, REGISTRY_SANDBOX, info->id, document, err);
@@ -214,6 +214,7 @@ struct numbers {
     int64_t pid;
     int64_t start_time;
     int64_t slot;
+    int64_t timeout_s;
 };
 
 static int read_numbers(const json_t *document, struct sandbox_info *info, struct numbers *ret, struct error *err)
@@ -232,6 +233,7 @@ static int read_numbers(const json_t *document, struct sandbox_info *info, struc
         {"vmm_pid", 0, INT32_MAX, 0, &ret->pid},
         {"vmm_start_time", 0, INT64_MAX, 0, &ret->start_time},
         {"network_slot", -1, INT32_MAX, -1, &ret->slot},
+        {"timeout_s", 0, SANDBOX_TIMEOUT_MAX_S, 0, &ret->timeout_s},
         {"cpus", 1, SANDBOX_CPUS_MAX, 1, &cpus},
         {"memory_mib", 1, SANDBOX_MEMORY_MAX_MIB, 1, &memory},
         {"disk_bytes", 0, INT64_MAX, 0, &disk},
@@ -289,6 +291,7 @@ int sandbox_load(struct manager *manager, const char *id, const json_t *document
         return -ENOMEM;
     sandbox->vmm_start_time = (uint64_t)numbers.start_time;
     sandbox->network_slot = numbers.slot;
+    sandbox->timeout_s = numbers.timeout_s;
     if (pending != NULL && replace_text(&sandbox->pending_snapshot, pending, err) < 0) {
         sandbox_free(sandbox);
         return -ENOMEM;
@@ -364,8 +367,18 @@ int sandbox_report(struct manager *manager, struct sandbox *sandbox, struct sand
 void sandbox_set_deadline(struct manager *manager, struct sandbox *sandbox, int64_t timeout_s)
 {
     pthread_mutex_lock(&manager->lock);
+    sandbox->timeout_s = timeout_s;
     sandbox->deadline_ns = timeout_s > 0 ? boottime_ns() + timeout_s * 1000000000 : 0;
     sandbox->info.expires_ns = timeout_s > 0 ? clock_realtime_ns() + timeout_s * 1000000000 : 0;
+    pthread_mutex_unlock(&manager->lock);
+    watch_wake(manager);
+}
+
+void sandbox_postpone(struct manager *manager, struct sandbox *sandbox, int64_t delay_ns)
+{
+    pthread_mutex_lock(&manager->lock);
+    sandbox->deadline_ns = boottime_ns() + delay_ns;
+    sandbox->info.expires_ns = clock_realtime_ns() + delay_ns;
     pthread_mutex_unlock(&manager->lock);
     watch_wake(manager);
 }

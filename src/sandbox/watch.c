@@ -20,6 +20,9 @@
 
 #define HOUSEKEEPING_NS INT64_C(10000000000)
 
+/* What could not be paused or killed in time runs on, and is tried again. */
+#define RETRY_NS INT64_C(60000000000)
+
 /* Of a console or VMM log that grew beyond the limit, the last part is kept. */
 #define LOG_LIMIT (4 << 20)
 #define LOG_KEPT  (1 << 20)
@@ -63,7 +66,7 @@ static void handle_timeout(struct manager *manager, void *argument)
     }
     if (r < 0) {
         manager_log(manager, "sandbox %s: %s", id, error_message(&err));
-        sandbox_set_deadline(manager, sandbox, 60); /* runs on; tried again in a minute */
+        sandbox_postpone(manager, sandbox, RETRY_NS);
     }
     sandbox_release(manager, sandbox);
 }
