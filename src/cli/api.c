@@ -72,12 +72,16 @@ int api_running_sandbox(struct client *client, const char *id_or_prefix, char **
     return *ret_id != NULL ? 0 : error_set(err, ENOMEM, "out of memory");
 }
 
-int api_show_list(struct cli *cli, const char *collection, const struct format_field *fields, size_t count,
-                  struct error *err)
+int api_list_verb(struct cli *cli, const struct verb_usage *usage, int argc, char **argv, const char *collection,
+                  const struct format_field *fields, size_t count, struct error *err)
 {
+    struct operands operands;
+    int r = options_parse(cli, usage, NULL, 0, argc, argv, &operands, err);
+    if (r <= 0)
+        return r;
     CLEANUP_CLIENT struct client *client = NULL;
     CLEANUP_JSON json_t *list = NULL;
-    int r = api_open(cli, &client, err);
+    r = api_open(cli, &client, err);
     if (r == 0)
         r = api_list(client, collection, &list, err);
     if (r < 0)
@@ -89,14 +93,18 @@ int api_show_list(struct cli *cli, const char *collection, const struct format_f
     return EXIT_SUCCESS;
 }
 
-int api_show_object(struct cli *cli, const char *collection, const char *id, const char *action,
-                    const struct format_field *fields, size_t count, struct error *err)
+int api_show_verb(struct cli *cli, const struct verb_usage *usage, int argc, char **argv, const char *collection,
+                  const char *action, const struct format_field *fields, size_t count, struct error *err)
 {
+    struct operands operands;
+    int r = options_parse(cli, usage, NULL, 0, argc, argv, &operands, err);
+    if (r <= 0)
+        return r;
     CLEANUP_CLIENT struct client *client = NULL;
     CLEANUP_JSON json_t *object = NULL;
-    int r = api_open(cli, &client, err);
+    r = api_open(cli, &client, err);
     if (r == 0)
-        r = api_object(client, "GET", collection, id, action, NULL, &object, err);
+        r = api_object(client, "GET", collection, operands.items[0], action, NULL, &object, err);
     if (r < 0)
         return r;
     if (cli->json)
@@ -127,4 +135,25 @@ int api_each(const struct cli *cli, struct client *client, char *const *ids, siz
         }
     }
     return status;
+}
+
+int api_each_verb(struct cli *cli, const struct verb_usage *usage, const struct option_spec *specs,
+                  size_t spec_count, int argc, char **argv, api_action act, void *context, struct error *err)
+{
+    struct operands operands;
+    int r = options_parse(cli, usage, specs, spec_count, argc, argv, &operands, err);
+    if (r <= 0)
+        return r;
+    CLEANUP_CLIENT struct client *client = NULL;
+    r = api_open(cli, &client, err);
+    return r < 0 ? r : api_each(cli, client, operands.items, operands.count, act, context);
+}
+
+int api_remove(struct client *client, const char *id, void *api_removal, json_t **ret, struct error *err)
+{
+    const struct api_removal *removal = api_removal;
+    int r = api_object(client, "DELETE", removal->collection, id, "", NULL, NULL, err);
+    if (r == 0)
+        *ret = json_pack("{s:s}", removal->field, id);
+    return r;
 }

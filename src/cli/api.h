@@ -13,6 +13,7 @@
 #include "cli/cli.h"
 #include "cli/client.h"
 #include "cli/format.h"
+#include "cli/options.h"
 
 /* json_t * that is released at the end of its scope. */
 void json_cleanup(json_t **value);
@@ -33,18 +34,33 @@ int api_object(struct client *client, const char *method, const char *collection
 /* A running sandbox's full id, which the agent's routes demand; -EBUSY when it doesn't run. The caller frees it. */
 int api_running_sandbox(struct client *client, const char *id_or_prefix, char **ret_id, struct error *err);
 
-/* A GET of one object or a list that is then printed: as JSON, or by the fields. Returns the exit status. */
-int api_show_list(struct cli *cli, const char *collection, const struct format_field *fields, size_t count,
-                  struct error *err);
-int api_show_object(struct cli *cli, const char *collection, const char *id, const char *action,
-                    const struct format_field *fields, size_t count, struct error *err);
+/* ---- whole verbs: they parse their arguments and return as a verb does ---- */
 
-/*
- * Does the same with each of several ids: prints `id` (or with --json the object that `act` returned), reports
- * failures and goes on. Returns the exit status: 1 if any failed.
- */
+/* Prints the collection: as JSON, or the fields as a table. */
+int api_list_verb(struct cli *cli, const struct verb_usage *usage, int argc, char **argv, const char *collection,
+                  const struct format_field *fields, size_t count, struct error *err);
+
+/* Prints the object whose id is the one operand: as JSON, or a line for each field. */
+int api_show_verb(struct cli *cli, const struct verb_usage *usage, int argc, char **argv, const char *collection,
+                  const char *action, const struct format_field *fields, size_t count, struct error *err);
+
+/* Does something with one id; *ret is what --json prints, or NULL. */
 typedef int (*api_action)(struct client *client, const char *id, void *context, json_t **ret, struct error *err);
+
+/* Does the same with each operand, as api_each. */
+int api_each_verb(struct cli *cli, const struct verb_usage *usage, const struct option_spec *specs,
+                  size_t spec_count, int argc, char **argv, api_action act, void *context, struct error *err);
+
+/* For each id: prints it when it is done (with --json the object), or reports the failure, and goes on. Returns the
+ * exit status: 1 if any failed. */
 int api_each(const struct cli *cli, struct client *client, char *const *ids, size_t count, api_action act,
              void *context);
+
+/* An api_action: DELETE. --json prints {field: id}. */
+struct api_removal {
+    const char *collection;
+    const char *field;
+};
+int api_remove(struct client *client, const char *id, void *api_removal, json_t **ret, struct error *err);
 
 #endif

@@ -3,7 +3,6 @@
 #include <stdlib.h>
 
 #include "cli/api.h"
-#include "cli/options.h"
 
 static const struct verb_usage usage = {
     .verb = "kill",
@@ -13,16 +12,7 @@ static const struct verb_usage usage = {
     .maximum = OPERANDS_ANY,
 };
 
-static int kill_one(struct client *client, const char *id, void *context, json_t **ret, struct error *err)
-{
-    (void)context;
-    int r = api_object(client, "DELETE", "/sandboxes", id, "", NULL, NULL, err);
-    if (r == 0)
-        *ret = json_pack("{s:s, s:s}", "id", id, "state", "killed");
-    return r;
-}
-
-static int kill_all(const struct cli *cli, struct client *client, struct error *err)
+static int kill_all(const struct cli *cli, struct client *client, struct api_removal *removal, struct error *err)
 {
     CLEANUP_JSON json_t *list = NULL;
     int r = api_list(client, "/sandboxes", &list, err);
@@ -38,7 +28,7 @@ static int kill_all(const struct cli *cli, struct client *client, struct error *
             return error_set(err, EPROTO, "the daemon's list has a sandbox without an id");
         ids[i] = (char *)id;
     }
-    return api_each(cli, client, ids, count, kill_one, NULL);
+    return api_each(cli, client, ids, count, api_remove, removal);
 }
 
 int verb_kill(struct cli *cli, int argc, char **argv, struct error *err)
@@ -57,5 +47,8 @@ int verb_kill(struct cli *cli, int argc, char **argv, struct error *err)
     r = api_open(cli, &client, err);
     if (r < 0)
         return r;
-    return all ? kill_all(cli, client, err) : api_each(cli, client, operands.items, operands.count, kill_one, NULL);
+    struct api_removal removal = {"/sandboxes", "id"};
+    if (all)
+        return kill_all(cli, client, &removal, err);
+    return api_each(cli, client, operands.items, operands.count, api_remove, &removal);
 }

@@ -3,7 +3,6 @@
 #include <stdlib.h>
 
 #include "cli/api.h"
-#include "cli/options.h"
 
 static const struct verb_usage usage = {
     .verb = "ls",
@@ -11,15 +10,19 @@ static const struct verb_usage usage = {
     .summary = "Lists the sandboxes, oldest first.",
 };
 
-static int print_ids(const struct cli *cli, struct error *err)
+/* A table, or with `quiet` the ids alone. */
+static int print_list(const json_t *list, bool quiet, struct error *err)
 {
-    CLEANUP_CLIENT struct client *client = NULL;
-    CLEANUP_JSON json_t *list = NULL;
-    int r = api_open(cli, &client, err);
-    if (r == 0)
-        r = api_list(client, "/sandboxes", &list, err);
-    if (r < 0)
-        return r;
+    static const struct format_field fields[] = {
+        {"ID", "id", FORMAT_SHORT_ID},           {"TEMPLATE", "template", FORMAT_TEXT},
+        {"STATE", "state", FORMAT_TEXT},         {"CPUS", "cpus", FORMAT_TEXT},
+        {"MEMORY", "memory_mib", FORMAT_MIB},    {"AGE", "created_at", FORMAT_AGE},
+        {"EXPIRES", "expires_at", FORMAT_UNTIL},
+    };
+    if (!quiet) {
+        format_table(list, fields, ARRAY_SIZE(fields));
+        return EXIT_SUCCESS;
+    }
     size_t i;
     json_t *info;
     json_array_foreach (list, i, info) {
@@ -33,12 +36,6 @@ static int print_ids(const struct cli *cli, struct error *err)
 
 int verb_ls(struct cli *cli, int argc, char **argv, struct error *err)
 {
-    static const struct format_field fields[] = {
-        {"ID", "id", FORMAT_SHORT_ID},           {"TEMPLATE", "template", FORMAT_TEXT},
-        {"STATE", "state", FORMAT_TEXT},         {"CPUS", "cpus", FORMAT_TEXT},
-        {"MEMORY", "memory_mib", FORMAT_MIB},    {"AGE", "created_at", FORMAT_AGE},
-        {"EXPIRES", "expires_at", FORMAT_UNTIL},
-    };
     bool quiet = false;
     const struct option_spec specs[] = {
         {'q', "quiet", NULL, "print the ids only", option_flag, &quiet},
@@ -47,7 +44,15 @@ int verb_ls(struct cli *cli, int argc, char **argv, struct error *err)
     int r = options_parse(cli, &usage, specs, ARRAY_SIZE(specs), argc, argv, &operands, err);
     if (r <= 0)
         return r;
-    if (quiet && !cli->json)
-        return print_ids(cli, err);
-    return api_show_list(cli, "/sandboxes", fields, ARRAY_SIZE(fields), err);
+    CLEANUP_CLIENT struct client *client = NULL;
+    CLEANUP_JSON json_t *list = NULL;
+    r = api_open(cli, &client, err);
+    if (r == 0)
+        r = api_list(client, "/sandboxes", &list, err);
+    if (r < 0)
+        return r;
+    if (!cli->json)
+        return print_list(list, quiet, err);
+    format_json(list);
+    return EXIT_SUCCESS;
 }

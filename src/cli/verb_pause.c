@@ -1,5 +1,4 @@
 #include "cli/api.h"
-#include "cli/options.h"
 
 static const struct verb_usage usage = {
     .verb = "pause",
@@ -18,11 +17,5 @@ static int pause_one(struct client *client, const char *id, void *context, json_
 
 int verb_pause(struct cli *cli, int argc, char **argv, struct error *err)
 {
-    struct operands operands;
-    int r = options_parse(cli, &usage, NULL, 0, argc, argv, &operands, err);
-    if (r <= 0)
-        return r;
-    CLEANUP_CLIENT struct client *client = NULL;
-    r = api_open(cli, &client, err);
-    return r < 0 ? r : api_each(cli, client, operands.items, operands.count, pause_one, NULL);
+    return api_each_verb(cli, &usage, NULL, 0, argc, argv, pause_one, NULL, err);
 }

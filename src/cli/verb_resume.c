@@ -1,7 +1,6 @@
 #include <stdint.h>
 
 #include "cli/api.h"
-#include "cli/options.h"
 
 #define TIMEOUT_KEPT ((int64_t)-1)
 
@@ -31,11 +30,5 @@ int verb_resume(struct cli *cli, int argc, char **argv, struct error *err)
         {0, "timeout", "TIME", "end after 90, 5m, 1h …, 0: never (default: as before)", option_duration,
          &timeout_s},
     };
-    struct operands operands;
-    int r = options_parse(cli, &usage, specs, ARRAY_SIZE(specs), argc, argv, &operands, err);
-    if (r <= 0)
-        return r;
-    CLEANUP_CLIENT struct client *client = NULL;
-    r = api_open(cli, &client, err);
-    return r < 0 ? r : api_each(cli, client, operands.items, operands.count, resume_one, &timeout_s);
+    return api_each_verb(cli, &usage, specs, ARRAY_SIZE(specs), argc, argv, resume_one, &timeout_s, err);
 }

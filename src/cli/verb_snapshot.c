@@ -1,5 +1,4 @@
 #include "cli/api.h"
-#include "cli/options.h"
 
 static const struct verb_usage ls_usage = {
     .verb = "snapshot ls",
@@ -16,9 +15,7 @@ static int verb_snapshot_ls(struct cli *cli, int argc, char **argv, struct error
         {"IMAGE", "memory_bytes", FORMAT_BYTES}, {"DISK", "disk_bytes", FORMAT_BYTES},
         {"AGE", "created_at", FORMAT_AGE},
     };
-    struct operands operands;
-    int r = options_parse(cli, &ls_usage, NULL, 0, argc, argv, &operands, err);
-    return r <= 0 ? r : api_show_list(cli, "/snapshots", fields, ARRAY_SIZE(fields), err);
+    return api_list_verb(cli, &ls_usage, argc, argv, "/snapshots", fields, ARRAY_SIZE(fields), err);
 }
 
 static const struct verb_usage info_usage = {
@@ -44,11 +41,7 @@ static int verb_snapshot_info(struct cli *cli, int argc, char **argv, struct err
         {"disk overlay", "disk_bytes", FORMAT_BYTES},
         {"device state", "state_bytes", FORMAT_BYTES},
     };
-    struct operands operands;
-    int r = options_parse(cli, &info_usage, NULL, 0, argc, argv, &operands, err);
-    if (r <= 0)
-        return r;
-    return api_show_object(cli, "/snapshots", operands.items[0], "", fields, ARRAY_SIZE(fields), err);
+    return api_show_verb(cli, &info_usage, argc, argv, "/snapshots", "", fields, ARRAY_SIZE(fields), err);
 }
 
 static const struct verb_usage rm_usage = {
@@ -59,24 +52,10 @@ static const struct verb_usage rm_usage = {
     .maximum = OPERANDS_ANY,
 };
 
-static int remove_one(struct client *client, const char *id, void *context, json_t **ret, struct error *err)
-{
-    (void)context;
-    int r = api_object(client, "DELETE", "/snapshots", id, "", NULL, NULL, err);
-    if (r == 0)
-        *ret = json_pack("{s:s}", "id", id);
-    return r;
-}
-
 static int verb_snapshot_rm(struct cli *cli, int argc, char **argv, struct error *err)
 {
-    struct operands operands;
-    int r = options_parse(cli, &rm_usage, NULL, 0, argc, argv, &operands, err);
-    if (r <= 0)
-        return r;
-    CLEANUP_CLIENT struct client *client = NULL;
-    r = api_open(cli, &client, err);
-    return r < 0 ? r : api_each(cli, client, operands.items, operands.count, remove_one, NULL);
+    struct api_removal removal = {"/snapshots", "id"};
+    return api_each_verb(cli, &rm_usage, NULL, 0, argc, argv, api_remove, &removal, err);
 }
 
 int verb_snapshot(struct cli *cli, int argc, char **argv, struct error *err)

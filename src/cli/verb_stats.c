@@ -1,5 +1,4 @@
 #include "cli/api.h"
-#include "cli/options.h"
 
 static const struct verb_usage usage = {
     .verb = "stats",
@@ -16,9 +15,5 @@ int verb_stats(struct cli *cli, int argc, char **argv, struct error *err)
         {"VMM resident", "vmm_rss_bytes", FORMAT_BYTES},   {"CPU time", "cpu_ns", FORMAT_NANOSECONDS},
         {"disk written", "overlay_bytes", FORMAT_BYTES},
     };
-    struct operands operands;
-    int r = options_parse(cli, &usage, NULL, 0, argc, argv, &operands, err);
-    if (r <= 0)
-        return r;
-    return api_show_object(cli, "/sandboxes", operands.items[0], "/stats", fields, ARRAY_SIZE(fields), err);
+    return api_show_verb(cli, &usage, argc, argv, "/sandboxes", "/stats", fields, ARRAY_SIZE(fields), err);
 }

@@ -1,5 +1,4 @@
 #include "cli/api.h"
-#include "cli/options.h"
 
 static const struct verb_usage ls_usage = {
     .verb = "template ls",
@@ -9,16 +8,12 @@ static const struct verb_usage ls_usage = {
 
 static int verb_template_ls(struct cli *cli, int argc, char **argv, struct error *err)
 {
-    struct operands operands;
-    int r = options_parse(cli, &ls_usage, NULL, 0, argc, argv, &operands, err);
-    if (r <= 0)
-        return r;
     static const struct format_field fields[] = {
         {"NAME", "name", FORMAT_TEXT},        {"ID", "id", FORMAT_TEXT},
         {"CPUS", "cpus", FORMAT_TEXT},        {"MEMORY", "memory_mib", FORMAT_MIB},
         {"DISK", "disk_bytes", FORMAT_BYTES}, {"AGE", "created_at", FORMAT_AGE},
     };
-    return api_show_list(cli, "/templates", fields, ARRAY_SIZE(fields), err);
+    return api_list_verb(cli, &ls_usage, argc, argv, "/templates", fields, ARRAY_SIZE(fields), err);
 }
 
 static const struct verb_usage rm_usage = {
@@ -29,24 +24,10 @@ static const struct verb_usage rm_usage = {
     .maximum = OPERANDS_ANY,
 };
 
-static int remove_one(struct client *client, const char *name, void *context, json_t **ret, struct error *err)
-{
-    (void)context;
-    int r = api_object(client, "DELETE", "/templates", name, "", NULL, NULL, err);
-    if (r == 0)
-        *ret = json_pack("{s:s}", "name", name);
-    return r;
-}
-
 static int verb_template_rm(struct cli *cli, int argc, char **argv, struct error *err)
 {
-    struct operands operands;
-    int r = options_parse(cli, &rm_usage, NULL, 0, argc, argv, &operands, err);
-    if (r <= 0)
-        return r;
-    CLEANUP_CLIENT struct client *client = NULL;
-    r = api_open(cli, &client, err);
-    return r < 0 ? r : api_each(cli, client, operands.items, operands.count, remove_one, NULL);
+    struct api_removal removal = {"/templates", "name"};
+    return api_each_verb(cli, &rm_usage, NULL, 0, argc, argv, api_remove, &removal, err);
 }
 
 int verb_template(struct cli *cli, int argc, char **argv, struct error *err)
