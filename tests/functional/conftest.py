@@ -123,6 +123,6 @@ def pytest_runtest_makereport(item):
     if not report.failed or DIRECTORY not in item.config.stash:
         return
     for log in sorted(item.config.stash[DIRECTORY].glob("*.log")):
-        tail = log.read_text(errors="replace")[-4000:]
+        tail = log.read_text(errors="replace")[-1500:]
         if tail:
             report.sections.append((log.name, tail))

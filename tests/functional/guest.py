@@ -12,9 +12,8 @@ nonce=$(head -c 16 /dev/urandom | md5sum | cut -c1-32)
 count=0
 while :; do
     count=$((count + 1))
-    echo "$count $nonce $$" > /dev/shm/counter.new
-    mv /dev/shm/counter.new /dev/shm/counter
-    usleep 20000
+    echo "$count $nonce $$" > /dev/shm/counter
+    usleep 100000
 done
 """
 
@@ -27,13 +26,14 @@ class Counter:
         if start:
             sandbox.sh(f"cat > /run/counter.sh <<'END'\n{COUNTER}END\n"
                        "setsid sh /run/counter.sh >/dev/null 2>&1 &\n"
-                       "until [ -e /dev/shm/counter ]; do usleep 10000; done")  # fmt: skip
+                       "until [ -s /dev/shm/counter ]; do usleep 10000; done")  # fmt: skip
 
     def of(self, sandbox):
         return Counter(sandbox, start=False)
 
     def read(self):
-        count, nonce, pid = self.sandbox.sh("cat /dev/shm/counter").split()
+        # Empty for the moment between the shell's opening and writing it.
+        count, nonce, pid = self.sandbox.sh("until grep . /dev/shm/counter; do :; done").split()
         return State(int(count), nonce, int(pid))
 
     def wait_beyond(self, state, seconds=20):

@@ -102,43 +102,51 @@ def test_no_space_in_the_guest_is_an_error(sandbox, tmp_path):
     assert sandbox.sh("echo on") == "on"
 
 
-def hostile_archive(path):
-    """A tar archive whose members try everything to be written elsewhere."""
-    with tarfile.open(path, "w") as archive:
-
-        def add(name, content=b"", **fields):
+def archive(path, *members):
+    """A tar archive of (name, fields of its header)."""
+    with tarfile.open(path, "w") as made:
+        for name, fields in members:
             member = tarfile.TarInfo(name)
-            member.size = len(content)
             for field, value in fields.items():
                 setattr(member, field, value)
-            archive.addfile(member, io.BytesIO(content))
+            content = b"bad" if member.isreg() else b""
+            member.size = len(content)
+            made.addfile(member, io.BytesIO(content))
 
-        add("copied/honest", b"honest")
-        add("../escaped-by-dots", b"bad")
-        add("copied/../../escaped-by-dots", b"bad")
-        add("/escaped-by-root", b"bad")
-        add("copied/up", type=tarfile.SYMTYPE, linkname="../..")
-        add("copied/up/escaped-by-link", b"bad")
-        add("copied/passwd", type=tarfile.LNKTYPE, linkname="/etc/passwd")
-        add("copied/device", type=tarfile.CHRTYPE, devmajor=1, devminor=3)
-        add("copied/setuid", b"bad", mode=0o4755)
+
+HOSTILE = {
+    "dots": [("../escaped", {})],
+    "dots inside": [("a/../../escaped", {})],
+    "the root": [("/escaped-to-the-root", {})],
+    "through a link": [("up", {"type": tarfile.SYMTYPE, "linkname": "../.."}), ("up/escaped", {})],
+    "over a link": [("out", {"type": tarfile.SYMTYPE, "linkname": "../escaped"}), ("out", {})],
+    "a hard link": [("passwd", {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"})],
+    "a hard link upwards": [("victim", {"type": tarfile.LNKTYPE, "linkname": "../../victim"}), ("victim", {})],
+    "a device": [("device", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3})],
+    "a set-uid program": [("setuid", {"mode": 0o6755})],
+}
 
 
 def test_a_hostile_guests_archive_does_not_escape(sandbox, tmp_path):
     """The guest's tar is replaced by one that sends what it likes."""
-    hostile_archive(tmp_path / "hostile.tar")
-    copy(sandbox, tmp_path / "hostile.tar", f"{sandbox.id}:/tmp/hostile.tar").expect(0)
-    sandbox.sh("mkdir /home/user/copied; chmod 777 /home/user/copied; "
-               "rm -f /bin/tar /usr/bin/tar; printf '#!/bin/sh\\ncat /tmp/hostile.tar\\n' > /bin/tar; "
-               "chmod 755 /bin/tar")  # fmt: skip
-    destination = tmp_path / "a/b/destination"
-    destination.mkdir(parents=True)
-    passwd = Path("/etc/passwd").stat()
-    copy(sandbox, f"{sandbox.id}:copied", destination)
-    escaped = [path for path in tmp_path.rglob("escaped*")]
-    assert not escaped and not Path("/escaped-by-root").exists()
-    assert Path("/etc/passwd").stat().st_nlink == passwd.st_nlink
-    for path in destination.rglob("*"):
-        mode = path.lstat().st_mode
-        assert stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode), path
-        assert not mode & stat.S_ISUID, path
+    sandbox.sh("mkdir -m 777 /home/user/copied; rm -f /bin/tar /usr/bin/tar; "
+               "printf '#!/bin/sh\\ntouch /tmp/used\\ncp /tmp/hostile.tar $3\\n' > /bin/tar; chmod 755 /bin/tar")  # fmt: skip
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    links = Path("/etc/passwd").stat().st_nlink
+    for name, members in HOSTILE.items():
+        archive(tmp_path / "hostile.tar", ("honest", {}), *members)
+        copy(sandbox, tmp_path / "hostile.tar", f"{sandbox.id}:/tmp/hostile.tar").expect(0)
+        destination = tmp_path / name / "destination"
+        destination.mkdir(parents=True)
+        copy(sandbox, f"{sandbox.id}:copied", destination)
+        sandbox.sh("rm /tmp/used")
+        assert (destination / "copied/honest").read_text() == "bad", f"{name}: not even the honest file came"
+        assert not list(tmp_path.rglob("escaped*")), name
+        assert not Path("/escaped-to-the-root").exists()
+        assert victim.read_text() == "untouched" and victim.stat().st_nlink == 1, name
+        assert Path("/etc/passwd").stat().st_nlink == links
+        for path in destination.rglob("*"):
+            mode = path.lstat().st_mode
+            assert stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode), (name, path)
+            assert stat.S_ISLNK(mode) or not mode & (stat.S_ISUID | stat.S_ISGID), (name, path)

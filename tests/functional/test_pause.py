@@ -25,13 +25,13 @@ def test_a_program_goes_on_where_it_was(sandbox):
 
 
 def test_time_stands_still_for_programs_while_paused(sandbox):
-    """The counter counts each 20 ms of guest time: a pause of seconds adds nothing to it."""
+    """The counter counts each 100 ms of guest time: the 30 of these in the pause are not caught up on."""
     counter = Counter(sandbox)
     before = counter.read()
     sandbox.pause()
     time.sleep(3)  # the passing of time is what is tested
     sandbox.resume()
-    assert counter.read().count - before.count < 100
+    assert counter.read().count - before.count < 25
 
 
 def test_100_cycles_keep_64_mib_intact(sandbox):
