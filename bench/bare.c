@@ -246,7 +246,6 @@ int bare_prepare(const struct bare_source *source, unsigned index, struct bare *
 
 static int spawn(struct bare *bare, struct error *err)
 {
-    char *const no_environment[] = {NULL};
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
@@ -254,7 +253,7 @@ static int spawn(struct bare *bare, struct error *err)
     posix_spawn_file_actions_adddup2(&actions, bare->log_fd, STDERR_FILENO);
     for (size_t i = 0; i < DESCRIPTOR_COUNT; i++)
         posix_spawn_file_actions_adddup2(&actions, bare->descriptors[i], bare->numbers[i]);
-    int code = posix_spawn(&bare->pid, bare->arguments[0], &actions, NULL, bare->arguments, no_environment);
+    int code = posix_spawn(&bare->pid, bare->arguments[0], &actions, NULL, bare->arguments, environ);
     posix_spawn_file_actions_destroy(&actions);
     if (code == 0)
         return 0;

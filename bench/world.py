@@ -130,7 +130,10 @@ class World:
         for part in ("cache", "kernels"):
             (CACHE / part).mkdir(mode=0o700, parents=True, exist_ok=True)
             (self.directory / "data" / part).symlink_to(CACHE / part)
-        self.daemon = Daemon(self.directory, "data", network_ahead=NETWORK_AHEAD).start()
+        self.daemon = Daemon(self.directory, "data", network_ahead=NETWORK_AHEAD)
+        # In every process that is started from here: the watchdog finds them by it.
+        os.environ["DORMOUSE_SOCKET"] = str(self.daemon.socket)
+        self.daemon.start()
         self.api = Api(self.daemon.socket)
 
     def template(self, mebibytes):
