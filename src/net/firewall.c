@@ -89,7 +89,7 @@ static int run_nft(const char *rules, struct error *err)
     const char *arguments[] = {"nft", rules, NULL};
     int r = process_run(arguments, err);
     if (r == -ENOENT)
-        error_hint(err, "apt install nftables");
+        error_hint(err, "apt-get install nftables");
     if (r == -EREMOTEIO)
         error_hint(err, "the kernel must have nf_tables with conntrack, connlimit, fib, reject and masquerade "
                         "(modprobe nf_tables nft_ct nft_connlimit nft_fib_inet nft_reject_inet nft_masq)");

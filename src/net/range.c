@@ -23,6 +23,12 @@
 static const char *const candidates[] = {"10.213.0.0/18",    "10.213.64.0/18", "172.29.128.0/18",
                                          "192.168.192.0/18", "100.127.0.0/18", "198.18.0.0/18"};
 
+/* "This" network, loopback, link-local, multicast and above: blocked for guests anyway. */
+static bool is_special(uint32_t base)
+{
+    return base >> 24 == 0 || base >> 24 == 127 || base >> 16 == (169 << 8 | 254) || base >= 224u << 24;
+}
+
 int range_parse(const char *text, struct range *ret, struct error *err)
 {
     char address[INET_ADDRSTRLEN];
@@ -36,6 +42,8 @@ int range_parse(const char *text, struct range *ret, struct error *err)
     if (inet_pton(AF_INET, address, &parsed) != 1 || (ntohl(parsed.s_addr) & ~RANGE_MASK) != 0)
         return error_set(err, EINVAL, "'%.40s' is not the first address of an IPv4 network of 18 bits, such as %s",
                          text, candidates[0]);
+    if (is_special(ntohl(parsed.s_addr)))
+        return error_set(err, EINVAL, "'%s' has a meaning of its own", text);
     ret->base = ntohl(parsed.s_addr);
     return 0;
 }

@@ -656,7 +656,11 @@ static void test_range_is_checked(void **state)
         {"fd00::/18", -EINVAL},
         {"10.77.64.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0/18", -EINVAL},
         {"198.51.64.0/18", -EADDRINUSE}, /* where WORLD_HOST_ADDRESS is */
-        {"127.0.0.0/18", -EADDRINUSE},
+        {"198.51.0.0/18", 0},
+        {"0.0.0.0/18", -EINVAL},
+        {"127.0.0.0/18", -EINVAL},
+        {"169.254.64.0/18", -EINVAL},
+        {"240.0.0.0/18", -EINVAL},
     };
     for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
         CLEANUP_ERROR struct error err = ERROR_INIT;
@@ -669,17 +673,20 @@ static void test_range_is_checked(void **state)
 static void test_range_avoids_the_hosts_networks(void **state)
 {
     (void)state;
-    /* A route to a part of the first candidate, and one to the second in another table. */
+    /* A route to a part of the first candidate, one to the second in another table, one around the third. */
     assert_int_equal(world_shell(world.host_fd,
                                  "ip route add 10.213.9.0/24 via " WORLD_OUTSIDE_ADDRESS
-                                 " && ip route add 10.213.64.0/18 via " WORLD_OUTSIDE_ADDRESS " table 7"),
+                                 " && ip route add 10.213.64.0/18 via " WORLD_OUTSIDE_ADDRESS
+                                 " table 7 && ip route add 172.16.0.0/12 via " WORLD_OUTSIDE_ADDRESS),
                      0);
     struct network_pool *pool = start_pool("one", DATA "/one", 0);
     CLEANUP_FREE char *text = NULL;
     assert_int_equal(io_read_file(CLAIM_DIRECTORY "/range", 64, &text, NULL), 0);
     network_pool_close(pool);
-    assert_int_equal(world_shell(world.host_fd, "ip route del 10.213.9.0/24; ip route flush table 7"), 0);
-    assert_string_equal(text, "172.29.128.0/18");
+    assert_int_equal(world_shell(world.host_fd, "ip route del 10.213.9.0/24; ip route flush table 7; "
+                                                "ip route del 172.16.0.0/12"),
+                     0);
+    assert_string_equal(text, "192.168.192.0/18");
 }
 
 static void test_range_in_use_is_not_changed(void **state)
