@@ -43,6 +43,7 @@ void cli_report(const struct error *err);
 
 /* argv[0] is the verb's name. */
 int verb_cp(struct cli *cli, int argc, char **argv, struct error *err);
+int verb_doctor(struct cli *cli, int argc, char **argv, struct error *err);
 int verb_env(struct cli *cli, int argc, char **argv, struct error *err);
 int verb_exec(struct cli *cli, int argc, char **argv, struct error *err);
 int verb_fork(struct cli *cli, int argc, char **argv, struct error *err);

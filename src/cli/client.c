@@ -1,6 +1,5 @@
 #include "cli/client.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -8,6 +7,7 @@
 #include <sys/un.h>
 
 #include "cli/cli.h"
+#include "cli/format.h"
 
 #define AGENT_PORT         "49983"
 #define CONNECT_TIMEOUT_S  10L
@@ -71,11 +71,7 @@ void client_set_cancel(struct client *client, int fd)
 /* A peer's text as one clean line. */
 static char *clean_text(const char *text)
 {
-    char *line = strndup(text, MESSAGE_LENGTH_MAX);
-    for (char *at = line; at != NULL && *at != '\0'; at++)
-        if (iscntrl((unsigned char)*at))
-            *at = ' ';
-    return line;
+    return format_clean(strndup(text, MESSAGE_LENGTH_MAX));
 }
 
 static int status_errno(long status)

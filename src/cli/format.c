@@ -1,6 +1,5 @@
 #include "cli/format.h"
 
-#include <ctype.h>
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -9,13 +8,25 @@
 
 #include "api/timestamp.h"
 #include "base/io.h"
-#include "base/macro.h"
+#include "base/strbuf.h"
 
 #define COLUMN_GAP      3
 #define HEADING_COLUMN  18
 #define SHORT_ID_LENGTH 12
 #define NS_PER_S        1000000000
 #define BYTES_PER_MIB   1048576
+
+char *format_clean(char *text)
+{
+    for (unsigned char *at = (unsigned char *)text; at != NULL && *at != '\0'; at++) {
+        bool is_c1 = at[0] == 0xc2 && at[1] >= 0x80 && at[1] <= 0x9f;
+        if (is_c1 || *at < 0x20 || *at == 0x7f)
+            *at = '?';
+        if (is_c1)
+            *++at = '?';
+    }
+    return text;
+}
 
 static void format_bytes(double bytes, char buffer[FORMAT_SIZE])
 {
@@ -92,17 +103,12 @@ const char *format_value(const json_t *object, const struct format_field *field,
         snprintf(buffer, FORMAT_SIZE, "%s", json_is_true(value) ? "yes" : "no");
     else
         snprintf(buffer, FORMAT_SIZE, "%s", field->kind == FORMAT_UNTIL ? "never" : "-");
-    return buffer;
+    return format_clean(buffer);
 }
 
-/* Control characters shown as '?', padded to `width`. */
-static void print_clean(const char *text, size_t width)
+static void print_padded(const char *text, size_t width)
 {
-    size_t length = 0;
-    for (; text[length] != '\0'; length++)
-        putchar(iscntrl((unsigned char)text[length]) ? '?' : text[length]);
-    for (; length < width; length++)
-        putchar(' ');
+    printf("%-*s", (int)width, text);
 }
 
 static size_t column_width(const json_t *list, const struct format_field *field, int64_t now_ns)
@@ -126,7 +132,7 @@ void format_table(const json_t *list, const struct format_field *fields, size_t 
     for (size_t column = 0; column < count; column++) {
         bool last = column + 1 == count;
         widths[column] = last ? 0 : column_width(list, &fields[column], now_ns);
-        print_clean(fields[column].heading, widths[column]);
+        print_padded(fields[column].heading, widths[column]);
     }
     putchar('\n');
     size_t i;
@@ -134,16 +140,15 @@ void format_table(const json_t *list, const struct format_field *fields, size_t 
     json_array_foreach (list, i, object) {
         char buffer[FORMAT_SIZE];
         for (size_t column = 0; column < count; column++)
-            print_clean(format_value(object, &fields[column], now_ns, buffer), widths[column]);
+            print_padded(format_value(object, &fields[column], now_ns, buffer), widths[column]);
         putchar('\n');
     }
 }
 
-void format_line(const char *heading, const char *value)
+static void print_line(const char *heading, const char *value)
 {
-    print_clean(heading, HEADING_COLUMN);
-    print_clean(value, 0);
-    putchar('\n');
+    print_padded(heading, HEADING_COLUMN);
+    puts(value);
 }
 
 void format_lines(const json_t *object, const struct format_field *fields, size_t count)
@@ -151,16 +156,18 @@ void format_lines(const json_t *object, const struct format_field *fields, size_
     int64_t now_ns = clock_realtime_ns();
     char buffer[FORMAT_SIZE];
     for (size_t i = 0; i < count; i++)
-        format_line(fields[i].heading, format_value(object, &fields[i], now_ns, buffer));
+        print_line(fields[i].heading, format_value(object, &fields[i], now_ns, buffer));
 }
 
-char *format_clean(const char *text)
+void format_pairs(const json_t *object, const char *heading)
 {
-    char *copy = strdup(text);
-    for (char *at = copy; at != NULL && *at != '\0'; at++)
-        if (iscntrl((unsigned char)*at))
-            *at = '?';
-    return copy;
+    const char *key;
+    json_t *value;
+    json_object_foreach ((json_t *)(uintptr_t)object, key, value) {
+        CLEANUP_STRBUF struct strbuf line = STRBUF_INIT;
+        strbuf_printf(&line, "%s=%s", key, json_is_string(value) ? json_string_value(value) : "");
+        print_line(heading, line.data != NULL ? format_clean(line.data) : "");
+    }
 }
 
 void format_json(const json_t *value)

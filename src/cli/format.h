@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define FORMAT_SIZE 128
+#define FORMAT_SIZE 512
 
 /* How a field is shown. What is absent, null or of another type is "-". */
 enum format_kind {
@@ -40,10 +40,13 @@ void format_table(const json_t *list, const struct format_field *fields, size_t 
 
 /* One object, a line for each field: "heading   value". */
 void format_lines(const json_t *object, const struct format_field *fields, size_t count);
-void format_line(const char *heading, const char *value);
 
-/* A copy with '?' for control characters; NULL when memory runs out. */
-char *format_clean(const char *text);
+/* An object of strings, a line for each: "heading   key=value". */
+void format_pairs(const json_t *object, const char *heading);
+
+/* Replaces control characters, those of one byte and U+0080 … U+009F, by '?' in place; returns `text`, may be NULL.
+ */
+char *format_clean(char *text);
 
 /* Pretty-printed, or on a line of its own for verbs that print one object after the other. */
 void format_json(const json_t *value);

@@ -143,11 +143,10 @@ static int command_error(const char *program, const struct exec_outcome *outcome
     }
     const char *text = strbuf_text(&complaint->pending);
     size_t length = MIN(strcspn(text, "\n"), (size_t)COMPLAINT_SHOWN);
-    CLEANUP_FREE char *line = strndup(text, length);
-    CLEANUP_FREE char *clean = line != NULL ? format_clean(line) : NULL;
-    if (clean == NULL || *clean == '\0')
+    CLEANUP_FREE char *line = format_clean(strndup(text, length));
+    if (line == NULL || *line == '\0')
         return error_set(err, EIO, "%s in the sandbox failed with status %d", program, outcome->exit_status);
-    return error_set(err, EIO, "%s in the sandbox failed: %s", program, clean);
+    return error_set(err, EIO, "%s in the sandbox failed: %s", program, line);
 }
 
 int guest_files_run(struct client *client, const struct guest *guest, const char *const *command, int signal_fd,

@@ -11,6 +11,7 @@
 #include "cli/cli.h"
 
 static const struct verb verbs[] = {
+    {"doctor", "what this host has and lacks, with the remedy for each", verb_doctor},
     {"template", "build, list and remove templates", verb_template},
     {"run", "start a sandbox from a template", verb_run},
     {"ls", "list sandboxes", verb_ls},

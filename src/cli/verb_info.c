@@ -13,17 +13,6 @@ static const struct verb_usage usage = {
     .maximum = 1,
 };
 
-static void print_pairs(const json_t *info, const char *field)
-{
-    const char *key;
-    json_t *value;
-    json_object_foreach (json_object_get(info, field), key, value) {
-        CLEANUP_STRBUF struct strbuf line = STRBUF_INIT;
-        strbuf_printf(&line, "%s=%s", key, json_is_string(value) ? json_string_value(value) : "");
-        format_line(field, strbuf_text(&line));
-    }
-}
-
 static void print_info(const json_t *info)
 {
     static const struct format_field fields[] = {
@@ -56,8 +45,8 @@ static void print_info(const json_t *info)
     format_lines(info, fields, ARRAY_SIZE(fields));
     format_lines(json_object_get(info, "timings"), timings, ARRAY_SIZE(timings));
     format_lines(json_object_get(info, "capture"), capture, ARRAY_SIZE(capture));
-    print_pairs(info, "env");
-    print_pairs(info, "metadata");
+    format_pairs(json_object_get(info, "env"), "env");
+    format_pairs(json_object_get(info, "metadata"), "metadata");
 }
 
 int verb_info(struct cli *cli, int argc, char **argv, struct error *err)

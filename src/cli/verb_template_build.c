@@ -34,7 +34,7 @@ struct build_options {
 /* A progress line; on a terminal the next one takes its place. */
 static void show_progress(const char *line, bool on_terminal)
 {
-    CLEANUP_FREE char *clean = format_clean(line);
+    CLEANUP_FREE char *clean = format_clean(strdup(line));
     if (clean == NULL)
         return;
     struct winsize size;
