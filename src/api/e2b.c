@@ -12,7 +12,7 @@
 #define CLIENT_ID "dormouse"
 #define ALL_IPV4  "0.0.0.0/0"
 #define NEVER     "9999-12-31T23:59:59.999Z"
-#define MIB       (1024 * 1024)
+#define MIB       (1024 * 1024UL)
 
 bool e2b_is_visible(const struct sandbox_info *info)
 {

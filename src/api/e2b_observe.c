@@ -9,7 +9,7 @@
 #include "api/utf8.h"
 #include "base/io.h"
 
-#define LOG_BYTES     (256 * 1024)
+#define LOG_BYTES     (256 * 1024UL)
 #define LINES_MAX     1000
 #define SECOND_NS     INT64_C(1000000000)
 #define UNIX_TIME_MAX INT64_C(9000000000)

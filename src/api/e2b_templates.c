@@ -6,7 +6,7 @@
 #include "api/reply.h"
 #include "api/timestamp.h"
 
-#define MIB (1024 * 1024)
+#define MIB (1024 * 1024UL)
 
 static json_t *template_json(const struct template_info *info)
 {

@@ -6,7 +6,7 @@
 #include "base/strbuf.h"
 #include "net/net.h"
 
-#define AGENT_ANSWER_MAX (64 * 1024)
+#define AGENT_ANSWER_MAX (64 * 1024UL)
 #define AGENT_TIMEOUT_MS 10000L
 
 int guest_global_init(struct error *err)

@@ -306,7 +306,7 @@ static int start_listener(struct http_server *server, int socket, bool trusted, 
             MHD_USE_ERROR_LOG,
         0, NULL, NULL, handle_request, listener, MHD_OPTION_EXTERNAL_LOGGER, ignore_message, NULL,
         MHD_OPTION_LISTEN_SOCKET, socket, MHD_OPTION_CONNECTION_LIMIT, (unsigned)HTTP_CONNECTIONS_MAX,
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HTTP_HEAD_MAX, MHD_OPTION_CONNECTION_TIMEOUT, 0U,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, HTTP_HEAD_MAX, MHD_OPTION_CONNECTION_TIMEOUT, 0U,
         MHD_OPTION_THREAD_STACK_SIZE, THREAD_STACK, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_NOTIFY_CONNECTION,
         notify_connection, listener, MHD_OPTION_URI_LOG_CALLBACK, begin_exchange, listener,
         MHD_OPTION_NOTIFY_COMPLETED, end_exchange, listener, MHD_OPTION_END);
@@ -334,29 +334,28 @@ static int start_deadline_thread(struct http_server *server, struct error *err)
     return error_code(err, -r, "cannot start a thread");
 }
 
-static int create_server(const struct http_handlers *handlers, struct http_server **ret, struct error *err)
+/* NULL, and the error, on failure. */
+static struct http_server *create_server(const struct http_handlers *handlers, struct error *err)
 {
     CLEANUP_FREE struct http_server *server = calloc(1, sizeof(*server));
-    if (server == NULL)
-        return error_set(err, ENOMEM, "out of memory");
-    server->handlers = *handlers;
     CLEANUP_CLOSE int stop_fd = eventfd(0, EFD_CLOEXEC);
-    if (stop_fd < 0)
-        return error_errno(err, "cannot create an eventfd");
-    int r = start_deadline_thread(server, err);
-    if (r < 0)
-        return r;
+    if (server == NULL || stop_fd < 0) {
+        error_set(err, ENOMEM, "out of memory or file descriptors");
+        return NULL;
+    }
+    server->handlers = *handlers;
+    if (start_deadline_thread(server, err) < 0)
+        return NULL;
     server->stop_fd = TAKE_FD(stop_fd);
-    *ret = TAKE_PTR(server);
-    return 0;
+    return TAKE_PTR(server);
 }
 
 int http_server_start(const int *sockets, size_t count, size_t first_trusted, const struct http_handlers *handlers,
                       struct http_server **ret, struct error *err)
 {
-    struct http_server *server = NULL;
-    int r = create_server(handlers, &server, err);
     size_t taken = 0;
+    struct http_server *server = create_server(handlers, err);
+    int r = server != NULL ? 0 : -ENOMEM;
     for (; r == 0 && taken < count; taken++)
         r = start_listener(server, sockets[taken], taken >= first_trusted, err);
     if (r == 0) {

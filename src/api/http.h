@@ -20,8 +20,8 @@
 #include "base/error.h"
 #include "base/strbuf.h"
 
-#define HTTP_HEAD_MAX        (128 * 1024)
-#define HTTP_BODY_MAX        (1024 * 1024)
+#define HTTP_HEAD_MAX        (128 * 1024UL)
+#define HTTP_BODY_MAX        (1024 * 1024UL)
 #define HTTP_REQUEST_SECONDS 60
 #define HTTP_CONNECTIONS_MAX 1024 /* on each socket */
 

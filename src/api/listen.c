@@ -81,7 +81,7 @@ static int bind_and_listen(const struct addrinfo *where, const char *text, uint1
         return error_errno(err, "cannot create a socket");
     int on = 1;
     (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)); /* only over connections that linger */
-    struct sockaddr_storage bound;
+    struct sockaddr_storage bound = {0};
     socklen_t length = sizeof(bound);
     if (bind(fd, where->ai_addr, where->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0 ||
         getsockname(fd, (struct sockaddr *)&bound, &length) < 0) {

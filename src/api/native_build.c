@@ -19,7 +19,7 @@
 #include "api/reply.h"
 #include "api/utf8.h"
 
-#define BLOCK_BYTES (16 * 1024)
+#define BLOCK_BYTES (16 * 1024UL)
 
 struct build {
     struct manager *manager;
@@ -125,46 +125,55 @@ static int read_spec(json_t *body, struct template_spec *spec, struct error *err
     return 0;
 }
 
-static int create_build(struct api_call *call, struct build **ret, struct error *err)
+/* NULL, and the error, on failure. */
+static struct build *create_build(struct api_call *call, struct error *err)
 {
     int hangup_fd = http_request_hangup_fd(call->request);
-    if (hangup_fd < 0)
-        return error_code(err, hangup_fd, "cannot watch the connection");
+    if (hangup_fd < 0) {
+        error_code(err, hangup_fd, "cannot watch the connection");
+        return NULL;
+    }
     int sockets[2];
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) < 0)
-        return error_errno(err, "cannot create a socket pair");
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) < 0) {
+        error_errno(err, "cannot create a socket pair");
+        return NULL;
+    }
     struct build *build = calloc(1, sizeof(*build));
     if (build == NULL) {
         close(sockets[0]);
         close(sockets[1]);
-        return error_set(err, ENOMEM, "out of memory");
+        error_set(err, ENOMEM, "out of memory");
+        return NULL;
     }
     *build = (struct build){.manager = call->api->manager,
                             .body = json_incref(call->body),
                             .writer = sockets[0],
                             .reader = sockets[1],
                             .hangup_fd = hangup_fd};
+    return build;
+}
+
+static int start_build(struct api_call *call, struct build *build, struct error *err)
+{
     int r = read_spec(build->body, &build->spec, err);
-    /* It names a path on this host, which root reads: an API key alone does not grant that. */
-    if (r == 0 && build->spec.rootfs != NULL && !call->request->trusted)
-        r = error_set(err, EINVAL, "\"rootfs\" is accepted on the unix socket only");
     if (r < 0)
-        free_build(build);
-    else
-        *ret = build;
-    return r;
+        return r;
+    /* It names a path on this host, which root reads: an API key alone does not grant that. */
+    if (build->spec.rootfs != NULL && !call->request->trusted)
+        return error_set(err, EINVAL, "\"rootfs\" is accepted on the unix socket only");
+    r = pthread_create(&build->thread, NULL, run_build, build);
+    return r != 0 ? error_code(err, -r, "cannot start a thread") : 0;
 }
 
 int native_build_template(struct api_call *call, struct error *err)
 {
-    struct build *build = NULL;
-    int r = create_build(call, &build, err);
-    if (r < 0)
-        return r;
-    r = -pthread_create(&build->thread, NULL, run_build, build);
+    struct build *build = create_build(call, err);
+    if (build == NULL)
+        return -err->code;
+    int r = start_build(call, build, err);
     if (r < 0) {
         free_build(build);
-        return error_code(err, r, "cannot start a thread");
+        return r;
     }
     struct MHD_Response *response =
         MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, BLOCK_BYTES, read_progress, build, end_progress);

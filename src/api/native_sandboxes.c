@@ -9,8 +9,8 @@
 #include "api/reply.h"
 #include "api/string_map.h"
 
-#define LOGS_DEFAULT_BYTES (256 * 1024)
-#define LOGS_MAX_BYTES     (16 * 1024 * 1024)
+#define LOGS_DEFAULT_BYTES (256 * 1024L)
+#define LOGS_MAX_BYTES     (16 * 1024 * 1024L)
 
 static int get_health(struct api_call *call, struct error *err)
 {
@@ -128,7 +128,7 @@ static int pause_sandbox(struct api_call *call, struct error *err)
 static int resume_sandbox(struct api_call *call, struct error *err)
 {
     int64_t timeout_s = -1;
-    bool was_running;
+    bool was_running = false;
     struct sandbox_info info;
     int r = read_timeout(call->body, &timeout_s, err);
     if (r == 0)

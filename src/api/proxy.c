@@ -23,9 +23,9 @@
 #include "api/upgrade.h"
 #include "api/uri.h"
 
-#define BUFFER_BYTES     (64 * 1024) /* of an answer, ahead of the client */
-#define BLOCK_BYTES      (32 * 1024)
-#define HEAD_BYTES_MAX   (32 * 1024) /* of an answer's head */
+#define BUFFER_BYTES     (64 * 1024UL) /* of an answer, ahead of the client */
+#define BLOCK_BYTES      (32 * 1024UL)
+#define HEAD_BYTES_MAX   (32 * 1024UL) /* of an answer's head */
 #define HEADERS_MAX      128
 #define LIVENESS_WAIT_MS 2000
 
@@ -363,7 +363,7 @@ static int find_by_signature(struct proxy *proxy, struct sandbox_info *ret)
 
 static int find_sandbox(struct proxy *proxy, struct sandbox_info *ret, struct http_reply *reply)
 {
-    struct proxy_target target;
+    struct proxy_target target = {0};
     int named = proxy_target_parse(http_request_header(proxy->request, MHD_HTTP_HEADER_HOST),
                                    http_request_header(proxy->request, "E2b-Sandbox-Id"),
                                    http_request_header(proxy->request, "E2b-Sandbox-Port"), &target);

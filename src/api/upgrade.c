@@ -13,7 +13,7 @@
 #include "base/io.h"
 #include "net/net.h"
 
-#define HEAD_BYTES_MAX (32 * 1024)
+#define HEAD_BYTES_MAX (32 * 1024UL)
 #define PIPE_BYTES     (16 * 1024)
 #define TICK_MS        2000
 #define LINGER_MS      5000 /* for the rest of an answer or of a stream, once its end is near */
