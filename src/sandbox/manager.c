@@ -167,7 +167,7 @@ static int generate_instance(char *text)
 
 static int generate_api_key(char *text)
 {
-    memcpy(text, "e2b_", 4);
+    strcpy(text, "e2b_");
     return random_hex(text + 4, API_KEY_BYTES);
 }
 
