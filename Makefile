@@ -36,7 +36,10 @@ format:
 check-format:
 	@$(SOURCES) --dry-run -Werror
 
+tidy: all
+	@git ls-files '*.c' | xargs -P "$$(nproc)" -n 8 clang-tidy --quiet -p build
+
 clean:
 	@rm -rf build build-asan build-tsan
 
-.PHONY: all packages test demo bench install format check-format clean
+.PHONY: all packages test demo bench install format check-format tidy clean

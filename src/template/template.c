@@ -41,8 +41,8 @@ int guest_kernel_prepare(const char *directory, template_progress progress, void
     CLEANUP(guest_kernel_done) struct guest_kernel made = {0};
     if (sscanf(result, "%m[^\n]\n%m[^\n]\n%m[^\n]", &made.kernel, &made.initrd, &made.version) != 3)
         return error_set(err, EIO, "cannot make the guest kernel: %s does not say what it made", script);
-    *ret = made;
-    made = (struct guest_kernel){0};
+    *ret = (struct guest_kernel){
+        .kernel = TAKE_PTR(made.kernel), .initrd = TAKE_PTR(made.initrd), .version = TAKE_PTR(made.version)};
     return 0;
 }
 
