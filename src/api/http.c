@@ -76,9 +76,10 @@ static void set_deadline(struct http_server *server, struct connection *connecti
     pthread_mutex_unlock(&server->lock);
 }
 
-static int64_t deadline_from_now(void)
+static int64_t deadline_from_now(const struct http_server *server)
 {
-    return clock_monotonic_ns() + HTTP_REQUEST_SECONDS * SECOND_NS;
+    unsigned seconds = server->handlers.request_seconds;
+    return clock_monotonic_ns() + (seconds != 0 ? seconds : HTTP_REQUEST_SECONDS) * SECOND_NS;
 }
 
 static void *watch_deadlines(void *argument)
@@ -109,7 +110,7 @@ static void begin_connection(struct http_server *server, struct MHD_Connection *
     }
     connection->socket = info->connect_fd;
     connection->hangup_fd = -1;
-    connection->deadline_ns = deadline_from_now();
+    connection->deadline_ns = deadline_from_now(server);
     pthread_mutex_lock(&server->lock);
     connection->next = server->connections;
     if (connection->next != NULL)
@@ -172,7 +173,7 @@ static void end_exchange(void *context, struct MHD_Connection *mhd, void **reque
     if (exchange->opened)
         server->handlers.close(server->handlers.context, &exchange->request);
     if (exchange->connection != NULL)
-        set_deadline(server, exchange->connection, deadline_from_now());
+        set_deadline(server, exchange->connection, deadline_from_now(server));
     if (exchange->refusal.response != NULL)
         MHD_destroy_response(exchange->refusal.response);
     strbuf_done(&exchange->request.body);
@@ -189,7 +190,7 @@ static enum MHD_Result send_reply(struct exchange *exchange, struct http_reply *
     if (response == NULL)
         return MHD_NO;
     if (!exchange->request.unbounded_reply)
-        set_deadline(server, exchange->connection, deadline_from_now());
+        set_deadline(server, exchange->connection, deadline_from_now(server));
     enum MHD_Result r = MHD_queue_response(exchange->request.connection, reply->status, response);
     MHD_destroy_response(response);
     return r;

@@ -45,6 +45,7 @@ struct http_reply {
 
 struct http_handlers {
     void *context;
+    unsigned request_seconds; /* instead of HTTP_REQUEST_SECONDS; 0: that */
     /*
      * The head has been read. True: the body goes to `upload` piece by piece; false: it is collected. If *refusal
      * gets filled, the body is dropped instead, and the refusal sent when the client has sent it.

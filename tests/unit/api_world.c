@@ -42,7 +42,7 @@ bool world_enter(void)
            guest_global_init(NULL) == 0;
 }
 
-int world_start(void **state)
+static int start_server(void **state, unsigned request_seconds)
 {
     if (unit_make_directory(state) < 0)
         return -1;
@@ -52,7 +52,18 @@ int world_start(void **state)
     world.api = (struct api){.url = (char *)"http://127.0.0.1:1", .domain = (char *)"localhost:1"};
     assert_int_equal(manager_open(NULL, &world.api.manager, NULL), 0);
     struct http_handlers handlers = api_handlers(&world.api);
+    handlers.request_seconds = request_seconds;
     return http_server_start(sockets, 2, 1, &handlers, &world.server, NULL);
+}
+
+int world_start(void **state)
+{
+    return start_server(state, 0);
+}
+
+int world_start_impatient(void **state)
+{
+    return start_server(state, 1);
 }
 
 int world_stop(void **state)

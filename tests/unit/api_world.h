@@ -21,6 +21,8 @@ bool world_enter(void);
 /* A cmocka setup and teardown: starts and stops the server. *state is a directory, see unit.h. */
 int world_start(void **state);
 int world_stop(void **state);
+/* The same with a server that gives a client one second for its request. */
+int world_start_impatient(void **state);
 
 /* Connects to the server, on TCP or on the unix socket; the caller closes it. */
 int world_connect(bool trusted);

@@ -2,6 +2,7 @@
 #include "unit.h"
 
 #include <jansson.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -380,6 +381,41 @@ static void test_large_bodies(void **state)
     assert_int_equal(world_status(refusal.data), 413);
 }
 
+/* Clients that send nothing, or a byte at a time for ever, are cut off; one that waits for its answer is not. */
+static void test_slow_clients(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *begin;
+        const char *drop; /* sent again and again; NULL: nothing */
+    } cases[] = {
+        {"", NULL},
+        {"GET /health HTTP/1.1\r\nHost: x\r\nX: ", "a"},
+        {"GET /health HTTP/1.1\r\nHost: x\r\n", "A: b\r\n"},
+        {"POST /sandboxes HTTP/1.1\r\nHost: x\r\n" KEY_HEADER "Content-Length: 1000000\r\n\r\n", "a"},
+        {"POST /sandboxes HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n", "a"}, /* refused already */
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        CLEANUP_CLOSE int fd = world_connect(false);
+        world_send(fd, cases[i].begin);
+        struct pollfd readable = {.fd = fd, .events = POLLIN};
+        while (poll(&readable, 1, cases[i].drop != NULL ? 50 : WORLD_WAIT_MS) == 0) {
+            assert_non_null(cases[i].drop);
+            if (send(fd, cases[i].drop, strlen(cases[i].drop), MSG_NOSIGNAL) < 0)
+                break;
+        }
+        assert_true(world_is_closed(fd));
+    }
+    CLEANUP_CLOSE int fd = world_connect(true);
+    world_send(
+        fd, "POST /dormouse/v1/templates HTTP/1.1\r\nHost: x\r\nContent-Length: 18\r\n\r\n{\"name\":\"endless\"}");
+    int64_t end_ns = clock_monotonic_ns() + INT64_C(2500000000);
+    while (clock_monotonic_ns() < end_ns) {
+        CLEANUP_STRBUF struct strbuf reply = STRBUF_INIT;
+        world_receive_until(fd, "progress", &reply);
+    }
+}
+
 static void test_keep_alive(void **state)
 {
     (void)state;
@@ -399,9 +435,19 @@ int main(void)
     if (!world_enter())
         return 77; /* meson: skipped */
     const struct CMUnitTest tests[] = {
-        TEST(test_key),          TEST(test_token_stays_local), TEST(test_native_life),  TEST(test_native_input),
-        TEST(test_build_stream), TEST(test_e2b_life),          TEST(test_e2b_refusals), TEST(test_e2b_pages),
-        TEST(test_garbage),      TEST(test_endless_header),    TEST(test_large_bodies), TEST(test_keep_alive),
+        TEST(test_key),
+        TEST(test_token_stays_local),
+        TEST(test_native_life),
+        TEST(test_native_input),
+        TEST(test_build_stream),
+        TEST(test_e2b_life),
+        TEST(test_e2b_refusals),
+        TEST(test_e2b_pages),
+        TEST(test_garbage),
+        TEST(test_endless_header),
+        TEST(test_large_bodies),
+        TEST(test_keep_alive),
+        cmocka_unit_test_setup_teardown(test_slow_clients, world_start_impatient, world_stop),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
