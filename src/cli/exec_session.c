@@ -3,8 +3,7 @@
  * Callbacks of libcurl only take bytes in and note what happened; everything is decided in run_loop.
  *
  * Invariants:
- *   - while more than BACKLOG_MAX bytes of output wait, the stream is paused: memory is bounded by that and one
- * frame
+ *   - while more than BACKLOG_MAX bytes of output wait, the stream is paused: that and one frame bound the memory
  *   - the session ends by the stream's end frame, by the transfer's end without one (an error), or by `leaving`
  */
 #include "cli/exec_session.h"
@@ -248,7 +247,8 @@ static int reap_transfers(struct session *session, struct error *err)
             continue;
         CURL *easy = message->easy_handle;
         CURLcode result = message->data.result;
-        if (exec_input_finish(&session->input, easy, result) || session->stream_end)
+        /* Who leaves doesn't care any more how the stream ends. */
+        if (exec_input_finish(&session->input, easy, result) || session->stream_end || session->leaving)
             continue;
         return stream_transfer_end(session, result, err);
     }
