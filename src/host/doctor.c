@@ -339,9 +339,8 @@ static void check_cgroup(const struct doctor *doctor, struct finding *finding)
         return;
     }
     find(finding, DOCTOR_WARN, "no unified hierarchy (version 2) at /sys/fs/cgroup; this version does without it");
-    advise(finding,
-           "echo 'GRUB_CMDLINE_LINUX=systemd.unified_cgroup_hierarchy=1' >/etc/default/grub.d/cgroup.cfg && "
-           "update-grub && reboot");
+    advise(finding, "echo 'GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX systemd.unified_cgroup_hierarchy=1\"' "
+                    ">/etc/default/grub.d/cgroup.cfg && update-grub && reboot");
 }
 
 /* ---- resources ---- */

@@ -9,7 +9,9 @@
 #include <net/if_arp.h>
 #include <poll.h>
 #include <sched.h>
+#include <setjmp.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,8 +22,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cmocka.h>
+
+#include "base/io.h"
 #include "net/namespace.h"
 
+#define EXIT_SKIPPED      77 /* for meson */
 #define VNET_HEADER_BYTES 10 /* struct virtio_net_hdr, what a TAP with IFF_VNET_HDR begins with */
 #define FRAME_MAX         (VNET_HEADER_BYTES + 65536)
 
@@ -50,7 +56,7 @@ int world_shell(int namespace_fd, const char *format, ...)
     return namespace_run(namespace_fd, shell_in, command, NULL);
 }
 
-int world_enter(struct world *world)
+static int build_world(struct world *world)
 {
     if (unshare(CLONE_NEWNET | CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_PRIVATE | MS_REC, NULL) < 0 ||
         mount("test", "/run", "tmpfs", 0, "mode=755") < 0)
@@ -73,6 +79,45 @@ int world_enter(struct world *world)
                         "nft 'table ip quiet { chain in { type filter hook input priority filter; "
                         "udp dport < 32768 drop; }; }'");
     return r == 0 ? 0 : -EIO;
+}
+
+int world_enter(struct world *world, const char *program)
+{
+    if (geteuid() != 0) {
+        fprintf(stderr, "%s: skipped: network namespaces need root\n", program);
+        return EXIT_SKIPPED;
+    }
+    int r = build_world(world);
+    if (r < 0)
+        fprintf(stderr, "%s: cannot make its own namespaces: %s\n", program, strerror(-r));
+    return r < 0 ? EXIT_FAILURE : 0;
+}
+
+struct network_pool *world_open_pool(const char *instance, const char *data, unsigned ahead)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    const struct network_pool_options options = {instance, data, ahead};
+    struct network_pool *pool = NULL;
+    assert_int_equal(io_make_directories(data, 0700), 0);
+    if (network_pool_open(&options, &pool, &err) < 0)
+        fail_msg("%s", error_message(&err));
+    return pool;
+}
+
+struct network_pool *world_start_pool(const char *instance, const char *data, unsigned ahead)
+{
+    struct network_pool *pool = world_open_pool(instance, data, ahead);
+    assert_int_equal(network_pool_start(pool, NULL), 0);
+    return pool;
+}
+
+struct network *world_take(struct network_pool *pool)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    struct network *network = NULL;
+    if (network_take(pool, &network, &err) < 0)
+        fail_msg("%s", error_message(&err));
+    return network;
 }
 
 /* ---- guests ---- */

@@ -19,6 +19,7 @@
 
 #include "net/net.h"
 
+#define WORLD_DATA             "/run/data" /* where data directories go: in the world's own /run */
 #define WORLD_PATIENCE_MS      20000
 #define WORLD_HOST_ADDRESS     "198.51.100.1"
 #define WORLD_OUTSIDE_ADDRESS  "198.51.100.2"
@@ -40,11 +41,17 @@ struct guest {
     atomic_uint disturbances; /* frames that would have woken an idle guest: broadcasts, multicasts, ARP requests */
 };
 
-/* Before the first thread. */
-int world_enter(struct world *world);
+/* Before the first thread. 0, or the exit status of a program that can't go on, after a message in `program`'s
+ * name: without root, the one that meson takes for "skipped". */
+int world_enter(struct world *world, const char *program);
 
 /* Runs a shell command in a namespace; its exit status, or a negative errno. */
 int world_shell(int namespace_fd, const char *format, ...) PRINTF_LIKE(2, 3);
+
+/* As the functions of net.h; the running test fails when they do. The data directory is made. */
+struct network_pool *world_open_pool(const char *instance, const char *data_directory, unsigned ahead);
+struct network_pool *world_start_pool(const char *instance, const char *data_directory, unsigned ahead);
+struct network *world_take(struct network_pool *pool);
 
 int guest_attach(struct guest *guest, const struct network *network);
 void guest_detach(struct guest *guest);
