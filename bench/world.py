@@ -21,10 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "function
 import watchdog  # noqa: E402
 from harness import BUILD, Daemon, executable  # noqa: E402
 
-# Where the directory is made: on a disk, since a snapshot in tmpfs would be durable for nothing.
-BASE = Path(os.environ.get("DORMOUSE_BENCH_DATA", "/var/tmp"))
-# What is downloaded once: the guest's kernel.
-CACHE = Path(os.environ.get("DORMOUSE_BENCH_CACHE", "/var/cache/dormouse-bench"))
+# Where the directory is made, and what is downloaded once (the guest's kernel) is kept, which snapshots link to. On a
+# disk, since a snapshot in tmpfs would be durable for nothing.
+BASE = Path(os.environ.get("DORMOUSE_BENCH_DATA", "/var/cache/dormouse-bench"))
 
 CALL_SECONDS = 120
 BARE_SECONDS = 300
@@ -107,8 +106,8 @@ class World:
     def __enter__(self):
         if os.geteuid() != 0:
             raise RuntimeError("the benchmarks make namespaces, mounts and VMs: run them as root")
-        BASE.mkdir(parents=True, exist_ok=True)
-        self.directory = Path(tempfile.mkdtemp(prefix="dormouse-bench-", dir=BASE)).resolve()
+        BASE.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self.directory = Path(tempfile.mkdtemp(prefix="run-", dir=BASE)).resolve()
         self.directory.chmod(0o711)
         command = [sys.executable, watchdog.__file__, str(self.directory)]
         self.watchdog = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
@@ -128,8 +127,8 @@ class World:
     def start(self):
         (self.directory / "data").mkdir(mode=0o700)
         for part in ("cache", "kernels"):
-            (CACHE / part).mkdir(mode=0o700, parents=True, exist_ok=True)
-            (self.directory / "data" / part).symlink_to(CACHE / part)
+            (BASE / part).mkdir(mode=0o700, exist_ok=True)
+            (self.directory / "data" / part).symlink_to(BASE / part)
         self.daemon = Daemon(self.directory, "data", network_ahead=NETWORK_AHEAD)
         # In every process that is started from here: the watchdog finds them by it.
         os.environ["DORMOUSE_SOCKET"] = str(self.daemon.socket)
