@@ -9,7 +9,8 @@
 PREFIX = /usr/local
 SOURCES = git ls-files -z '*.c' '*.h' | xargs -0 clang-format
 
-all: packages
+all:
+	@scripts/install-packages build run
 	@test -f build/build.ninja || CC=gcc meson setup --prefix='$(PREFIX)' build
 	@ninja -C build
 	@ln -sf src/api/dormoused src/cli/dormouse src/agent/dormouse-agent build/
@@ -18,6 +19,7 @@ packages:
 	@scripts/install-packages
 
 test: all
+	@scripts/install-packages test
 	@scripts/test
 
 demo: all
@@ -36,7 +38,7 @@ format:
 check-format:
 	@$(SOURCES) --dry-run -Werror
 
-tidy: all
+tidy: all packages
 	@git ls-files '*.c' | xargs -P "$$(nproc)" -n 8 clang-tidy --quiet -p build
 
 clean:
