@@ -27,6 +27,7 @@ BASE = Path(os.environ.get("DORMOUSE_BENCH_DATA", "/var/cache/dormouse-bench"))
 
 CALL_SECONDS = 120
 BARE_SECONDS = 300
+# Enough for every sandbox that is started at once.
 NETWORK_AHEAD = 24
 SETTLE_SECONDS = 0.4
 
