@@ -224,7 +224,8 @@ static void check_malformed(const char *answer)
     begin(&x, false, "GET /", "Connection: close\r\n", "");
     accept_guest(&x, "\r\n\r\n");
     world_send(x.guest, answer);
-    shutdown(x.guest, SHUT_WR);
+    if (strstr(answer, " 101 ") == NULL) /* which is refused without waiting for more */
+        shutdown(x.guest, SHUT_WR);
     world_receive_until(x.client, NULL, &x.reply);
     if (world_status(x.reply.data) != 502)
         fail_msg("\"%s\" was passed on: %s", answer, x.reply.data);
@@ -289,6 +290,46 @@ static void test_short_body(void **state)
     world_receive_until(x.client, NULL, &x.reply);
     assert_lacks(&x.reply, "\r\n0\r\n");
     end(&x);
+}
+
+/* What a guest sends before it has been sent the whole request is held, but not without limit. */
+static void test_early_answer(void **state)
+{
+    (void)state;
+    static char block[64 * 1024];
+    memset(block, 'x', sizeof(block));
+    struct exchange x;
+    begin(&x, false, "POST /", "Transfer-Encoding: chunked\r\n", "1\r\na\r\n");
+    accept_guest(&x, "\r\n\r\n");
+    world_send(x.guest, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n");
+    size_t given = 0;
+    struct pollfd writable = {.fd = x.guest, .events = POLLOUT};
+    while (given < 64 * sizeof(block) * 16 && poll(&writable, 1, 200) == 1) {
+        ssize_t n = send(x.guest, block, sizeof(block), MSG_NOSIGNAL | MSG_DONTWAIT);
+        given += n > 0 ? (size_t)n : 0;
+        world_send(x.client, "1\r\na\r\n"); /* keeps the proxy moving */
+    }
+    assert_true(given < 64 * sizeof(block) * 16);
+    /* Once the request is complete, all of it arrives. */
+    world_send(x.client, "0\r\n\r\n");
+    shutdown(x.guest, SHUT_WR);
+    world_receive_until(x.client, "0\r\n\r\n", &x.reply);
+    assert_true(x.reply.length > given);
+    end(&x);
+}
+
+/* A target that is no path could make another host of the URL. */
+static void test_target_is_a_path(void **state)
+{
+    (void)state;
+    static const char *const targets[] = {"@127.0.0.1/", "http://127.0.0.1/", "*", "0/"};
+    CLEANUP_FREE char *id = world_sandbox();
+    char header[128];
+    snprintf(header, sizeof(header), "E2b-Sandbox-Id: %s\r\nE2b-Sandbox-Port: 80\r\n", id);
+    for (size_t i = 0; i < ARRAY_SIZE(targets); i++) {
+        CLEANUP_FREE char *reply = world_request(false, "GET", targets[i], header, NULL);
+        assert_int_equal(world_status(reply), 400);
+    }
 }
 
 static void check_reply(const char *headers, const char *path, int status, const char *part)
@@ -437,6 +478,8 @@ int main(void)
         TEST(test_refusals),
         TEST(test_refused_upload),
         TEST(test_token_is_added_locally),
+        TEST(test_early_answer),
+        TEST(test_target_is_a_path),
         TEST(test_metrics),
         TEST(test_upgrade),
     };

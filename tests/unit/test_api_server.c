@@ -66,6 +66,7 @@ static void test_key(void **state)
         {false, "/no/such/path", NULL, 401},
         {false, "/sandboxes", "X-API-KEY: e2b_00\r\n", 401},
         {false, "/sandboxes", "X-API-KEY: " FAKE_API_KEY "0\r\n", 401},
+        {false, "/sandboxes", "X-API-KEY: e2b_0123456789abcdef0123456789abcdef01234568\r\n", 401},
         {false, "/sandboxes", "X-API-KEY:\r\n", 401},
         {false, "/sandboxes", KEY_HEADER, 200},
         {false, "/health", NULL, 204},

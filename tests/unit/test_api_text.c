@@ -188,6 +188,8 @@ static void test_utf8(void **state)
     check_utf8("a\xff z", "a" REPLACED " z");
     check_utf8("\xc3", REPLACED);
     check_utf8("\xe2\x82", REPLACED REPLACED);
+    check_utf8("\xe0\x80\xaf", REPLACED REPLACED REPLACED);
+    check_utf8("\xf0\x80\x80\xaf", REPLACED REPLACED REPLACED REPLACED);
     check_utf8("\xc0\xaf", REPLACED REPLACED);                           /* overlong */
     check_utf8("\xed\xa0\x80", REPLACED REPLACED REPLACED);              /* a surrogate */
     check_utf8("\xf4\x90\x80\x80", REPLACED REPLACED REPLACED REPLACED); /* beyond U+10FFFF */
