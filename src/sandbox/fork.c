@@ -92,11 +92,9 @@ static int parent_snapshot(struct manager *manager, struct sandbox *parent, char
     int r = sandbox_require(parent, SANDBOX_RUNNING, "forked", err);
     if (r == 0)
         r = sandbox_capture(manager, parent, CAPTURE_AND_CONTINUE, ret, err);
-    if (r < 0 && parent->vmm != NULL) {
-        bool paused = false;
-        if (vmm_is_paused(parent->vmm, &paused, NULL) == 0 && paused)
-            vmm_continue(parent->vmm, NULL);
-    }
+    /* Also when it never stopped: a "stop" that was not answered in time may still be waiting for it. */
+    if (r < 0 && parent->vmm != NULL)
+        vmm_continue(parent->vmm, NULL);
     return r;
 }
 

@@ -100,6 +100,11 @@ int sandbox_remove(struct manager *manager, struct sandbox *sandbox, struct erro
 /* Changes the state and records everything, or changes nothing. -EBUSY when the table forbids it. */
 int sandbox_set_state(struct manager *manager, struct sandbox *sandbox, enum sandbox_state state,
                       struct error *err);
+/*
+ * Changes the state whether or not it can be recorded, which is logged: for what has happened already. What
+ * recovery makes of the older record must be true, too.
+ */
+void sandbox_force_state(struct manager *manager, struct sandbox *sandbox, enum sandbox_state state);
 /* Records the sandbox as it is. */
 int sandbox_record(struct manager *manager, struct sandbox *sandbox, struct error *err);
 int sandbox_require(const struct sandbox *sandbox, enum sandbox_state state, const char *what, struct error *err);
@@ -167,6 +172,8 @@ void sandbox_finish_pause(struct manager *manager, struct sandbox *sandbox);
 int manager_recover(struct manager *manager, struct error *err);
 
 /* ---- watch.c ---- */
+int watch_open(struct manager *manager, struct error *err);
+/* After recovery: timeouts that passed meanwhile find the VMMs taken over. */
 int watch_start(struct manager *manager, struct error *err);
 void watch_stop(struct manager *manager);
 /* Tells the watcher of a new VMM. */

@@ -163,7 +163,6 @@ static void collect(struct manager *manager, void *snapshot_id)
 
 void sandbox_finish_pause(struct manager *manager, struct sandbox *sandbox)
 {
-    CLEANUP_ERROR struct error err = ERROR_INIT;
     char *superseded = sandbox->info.snapshot_id;
     pthread_mutex_lock(&manager->lock);
     sandbox->info.snapshot_id = TAKE_PTR(sandbox->pending_snapshot);
@@ -171,31 +170,30 @@ void sandbox_finish_pause(struct manager *manager, struct sandbox *sandbox)
     sandbox->info.expires_ns = 0;
     pthread_mutex_unlock(&manager->lock);
     /* The registry says "pausing" with this very snapshot until this is written: a crash here ends the same way. */
-    if (sandbox_set_state(manager, sandbox, SANDBOX_PAUSED, &err) < 0)
-        manager_log(manager, "sandbox %s: %s", sandbox->info.id, error_message(&err));
+    sandbox_force_state(manager, sandbox, SANDBOX_PAUSED);
     sandbox_teardown(manager, sandbox);
-    if (sandbox_record(manager, sandbox, &err) < 0)
-        manager_log(manager, "sandbox %s: %s", sandbox->info.id, error_message(&err));
     /* Freeing an image's blocks takes long enough to be noticed; nobody waits for it. */
     if (manager_spawn(manager, collect, superseded) < 0)
         collect(manager, superseded);
 }
 
-/* Back to running after a failed capture; a VMM that is gone or can't be continued is lost. */
+/*
+ * Back to running after a failed capture. A VMM that doesn't answer now has the command to continue waiting in its
+ * socket, behind whatever else it has not done yet; one that is gone is lost.
+ */
 static void undo_pause(struct manager *manager, struct sandbox *sandbox)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
-    bool paused = true;
-    int r = vmm_is_paused(sandbox->vmm, &paused, &err);
-    if (r == 0 && paused)
-        r = vmm_continue(sandbox->vmm, &err);
+    int r = vmm_continue(sandbox->vmm, &err);
+    pthread_mutex_lock(&manager->lock);
     free(TAKE_PTR(sandbox->pending_snapshot));
-    if (r == 0)
-        r = sandbox_set_state(manager, sandbox, SANDBOX_RUNNING, &err);
-    if (r < 0) {
-        sandbox_teardown(manager, sandbox);
-        sandbox_set_lost(manager, sandbox, error_message(&err));
+    pthread_mutex_unlock(&manager->lock);
+    if (r == 0 || r == -ETIMEDOUT) {
+        sandbox_force_state(manager, sandbox, SANDBOX_RUNNING);
+        return;
     }
+    sandbox_teardown(manager, sandbox);
+    sandbox_set_lost(manager, sandbox, error_message(&err));
 }
 
 int sandbox_pause(struct manager *manager, struct sandbox *sandbox, struct error *err)
@@ -254,9 +252,7 @@ static int resume(struct manager *manager, struct sandbox *sandbox, int64_t time
         return r;
     r = sandbox_start(manager, sandbox, &request, err);
     if (r < 0) {
-        CLEANUP_ERROR struct error record_error = ERROR_INIT;
-        if (sandbox_set_state(manager, sandbox, SANDBOX_PAUSED, &record_error) < 0)
-            manager_log(manager, "sandbox %s: %s", sandbox->info.id, error_message(&record_error));
+        sandbox_force_state(manager, sandbox, SANDBOX_PAUSED);
         return r;
     }
     sandbox_set_deadline(manager, sandbox, timeout_s >= 0 ? timeout_s : sandbox->timeout_s);
@@ -290,14 +286,11 @@ int manager_resume(struct manager *manager, const char *id_or_prefix, int64_t ti
 
 int sandbox_kill(struct manager *manager, struct sandbox *sandbox, struct error *err)
 {
-    int r = sandbox_set_state(manager, sandbox, SANDBOX_KILLED, err);
-    if (r < 0)
-        return r;
+    /* Recorded or not: on a full disk, killing must be what makes space. */
+    sandbox_force_state(manager, sandbox, SANDBOX_KILLED);
     sandbox_teardown(manager, sandbox);
-    r = sandbox_remove(manager, sandbox, err);
-    if (r == 0)
-        snapshot_collect(manager, sandbox->info.snapshot_id);
-    return r;
+    snapshot_collect(manager, sandbox->info.snapshot_id);
+    return sandbox_remove(manager, sandbox, err);
 }
 
 int manager_kill(struct manager *manager, const char *id_or_prefix, struct error *err)

@@ -208,9 +208,11 @@ static int open_manager(struct manager *manager, struct error *err)
     if (r == 0)
         r = open_parts(manager, err);
     if (r == 0)
-        r = watch_start(manager, err);
+        r = watch_open(manager, err);
     if (r == 0)
         r = manager_recover(manager, err);
+    if (r == 0)
+        r = watch_start(manager, err);
     return r;
 }
 

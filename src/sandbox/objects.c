@@ -338,20 +338,26 @@ int sandbox_set_state(struct manager *manager, struct sandbox *sandbox, enum san
     return r;
 }
 
-void sandbox_set_lost(struct manager *manager, struct sandbox *sandbox, const char *reason)
+void sandbox_force_state(struct manager *manager, struct sandbox *sandbox, enum sandbox_state state)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
+    change_state(manager, sandbox, state);
+    if (sandbox_record(manager, sandbox, &err) < 0)
+        manager_log(manager, "sandbox %s is %s, which could not be recorded: %s", sandbox->info.id,
+                    sandbox_state_name(state), error_message(&err));
+}
+
+void sandbox_set_lost(struct manager *manager, struct sandbox *sandbox, const char *reason)
+{
     char *copy = strdup(reason);
     pthread_mutex_lock(&manager->lock);
     free(sandbox->info.lost_reason);
     sandbox->info.lost_reason = copy;
-    sandbox->info.state = SANDBOX_LOST;
     sandbox->deadline_ns = 0;
     sandbox->info.expires_ns = 0;
     pthread_mutex_unlock(&manager->lock);
     manager_log(manager, "sandbox %s is lost: %s", sandbox->info.id, reason);
-    if (sandbox_record(manager, sandbox, &err) < 0)
-        manager_log(manager, "sandbox %s: %s", sandbox->info.id, error_message(&err));
+    sandbox_force_state(manager, sandbox, SANDBOX_LOST);
 }
 
 int sandbox_report(struct manager *manager, struct sandbox *sandbox, struct sandbox_info *ret, struct error *err)

@@ -51,11 +51,13 @@ static int adopt(struct manager *manager, struct sandbox *sandbox, struct error 
         r = network_adopt(manager->networks, (unsigned)sandbox->network_slot, &sandbox->network, err);
     if (r == 0)
         sandbox->network->egress_denied = sandbox->info.egress_denied;
-    bool paused = false;
-    if (r == 0)
-        r = vmm_is_paused(sandbox->vmm, &paused, err);
-    if (r == 0 && paused)
+    /* It may have been stopped in the middle of a capture; one that doesn't answer now does as told when it wakes.
+     */
+    if (r == 0) {
         r = vmm_continue(sandbox->vmm, err);
+        if (r == -ETIMEDOUT)
+            r = 0;
+    }
     if (r == 0)
         r = watch_vmm(manager, sandbox, err);
     return r;
@@ -106,7 +108,8 @@ static int recover_one(struct manager *manager, struct sandbox *sandbox, struct 
         return 0;
     case SANDBOX_RESUMING:
         end_vmm(manager, sandbox);
-        return sandbox_set_state(manager, sandbox, SANDBOX_PAUSED, err);
+        sandbox_force_state(manager, sandbox, SANDBOX_PAUSED);
+        return 0;
     case SANDBOX_CREATING:
     case SANDBOX_KILLED:
         end_vmm(manager, sandbox);

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sqlite3.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,17 +36,24 @@ static int to_errno(int code)
     }
 }
 
+static int damaged(struct registry *registry, const char *how, struct error *err)
+{
+    error_set(err, EUCLEAN, "the registry %s is damaged: %s", registry->path, how);
+    error_hint(
+        err,
+        "it was left as it is; save it, then try: sqlite3 %s .recover > registry.sql, and load that into a new "
+        "file of the same name",
+        registry->path);
+    return -EUCLEAN;
+}
+
 static int fail(struct registry *registry, struct error *err)
 {
     int code = to_errno(sqlite3_errcode(registry->database));
-    error_set(err, code, "the registry %s: %s", registry->path, sqlite3_errmsg(registry->database));
+    const char *text = sqlite3_errmsg(registry->database);
     if (code == EUCLEAN)
-        error_hint(
-            err,
-            "it was left as it is; save it, then try: sqlite3 %s .recover > registry.sql, and load that into "
-            "a new file of the same name",
-            registry->path);
-    return -code;
+        return damaged(registry, text, err);
+    return error_set(err, code, "the registry %s: %s", registry->path, text);
 }
 
 static int execute(struct registry *registry, const char *sql, struct error *err)
@@ -69,26 +77,29 @@ static int query_text(struct registry *registry, const char *sql, char *ret, siz
     return r;
 }
 
+/* Nothing is written to a registry that exists: if something in it is damaged, it must stay as it is. */
 static int prepare_schema(struct registry *registry, struct error *err)
 {
     char text[256];
     int r = query_text(registry, "PRAGMA quick_check(1)", text, sizeof(text), err);
     if (r < 0)
         return r;
+    text[strcspn(text, "\n")] = '\0';
     if (strcmp(text, "ok") != 0)
-        return error_set(err, EUCLEAN, "the registry %s is damaged: %s", registry->path, text);
+        return damaged(registry, text, err);
     r = query_text(registry, "PRAGMA user_version", text, sizeof(text), err);
     if (r < 0)
         return r;
     if (atoi(text) > SCHEMA_VERSION)
         return error_set(err, EPROTONOSUPPORT, "the registry %s was written by a later version of dormouse",
                          registry->path);
-    return execute(
-        registry,
-        "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA user_version=1;"
-        "CREATE TABLE IF NOT EXISTS object(kind INTEGER NOT NULL, id TEXT NOT NULL, document TEXT NOT NULL,"
-        " PRIMARY KEY(kind, id)) WITHOUT ROWID;",
-        err);
+    if (atoi(text) == SCHEMA_VERSION)
+        return execute(registry, "PRAGMA synchronous=NORMAL", err);
+    return execute(registry,
+                   "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"
+                   "CREATE TABLE object(kind INTEGER NOT NULL, id TEXT NOT NULL, document TEXT NOT NULL,"
+                   " PRIMARY KEY(kind, id)) WITHOUT ROWID; PRAGMA user_version=1;",
+                   err);
 }
 
 int registry_open(const char *path, struct registry **ret, struct error *err)
@@ -163,8 +174,10 @@ static int visit_row(struct registry *registry, sqlite3_stmt *statement, registr
     json_t *document = text != NULL ? json_loads(text, 0, NULL) : NULL;
     if (!json_is_object(document)) {
         json_decref(document);
-        return error_set(err, EUCLEAN, "the registry %s: the record of %s is damaged", registry->path,
-                         id != NULL ? id : "(no id)");
+        CLEANUP_FREE char *how = NULL;
+        if (asprintf(&how, "the record of %s", id != NULL ? id : "(no id)") < 0)
+            how = NULL;
+        return damaged(registry, how != NULL ? how : "a record", err);
     }
     int r = each(context, id, document, err);
     json_decref(document);

@@ -17,7 +17,7 @@ static enum use find_use(struct manager *manager, const char *id)
     for (const struct sandbox *sandbox = manager->sandboxes; sandbox != NULL; sandbox = sandbox->next) {
         if (sandbox->pending_snapshot != NULL && strcmp(sandbox->pending_snapshot, id) == 0)
             return USE_NEEDED;
-        if (strcmp(sandbox->info.snapshot_id, id) != 0)
+        if (strcmp(sandbox->info.snapshot_id, id) != 0 || sandbox->info.state == SANDBOX_KILLED)
             continue;
         enum sandbox_state state = sandbox->info.state;
         if (state == SANDBOX_PAUSED || state == SANDBOX_RESUMING || state == SANDBOX_CREATING)

@@ -149,7 +149,7 @@ static void *watch(void *context)
     }
 }
 
-int watch_start(struct manager *manager, struct error *err)
+int watch_open(struct manager *manager, struct error *err)
 {
     manager->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     manager->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -157,6 +157,11 @@ int watch_start(struct manager *manager, struct error *err)
     if (manager->epoll_fd < 0 || manager->wake_fd < 0 ||
         epoll_ctl(manager->epoll_fd, EPOLL_CTL_ADD, manager->wake_fd, &event) < 0)
         return error_errno(err, "cannot watch sandboxes");
+    return 0;
+}
+
+int watch_start(struct manager *manager, struct error *err)
+{
     int code = pthread_create(&manager->watcher, NULL, watch, manager);
     if (code != 0)
         return error_code(err, -code, "cannot start the watcher");

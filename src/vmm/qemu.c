@@ -32,10 +32,10 @@
 #define QEMU     "/usr/bin/qemu-system-x86_64"
 #define QEMU_KVM "/usr/bin/qemu-system-x86_64-microvm"
 
-#define QMP_TIMEOUT_MS 10000
+#define QMP_TIMEOUT_MS 5000
 
 /* A pause flushes the guest's disk, which can take long on slow storage. */
-#define PAUSE_TIMEOUT_MS 60000
+#define PAUSE_TIMEOUT_MS 30000
 
 /* Descriptor numbers inside the VMM. */
 enum { FD_QMP = 3, FD_CONTROL = 4, FD_TAP = 5, FD_STATE = 6 };

@@ -14,11 +14,15 @@
 #define EVENTS_KEPT    16
 #define EVENT_NAME_MAX 64
 
+/* QEMU reads its socket at once, or is stopped and the socket's buffer has filled. */
+#define SEND_TIMEOUT_S 5
+
 struct qmp {
     int fd;
     struct strbuf input;
     char events[EVENTS_KEPT][EVENT_NAME_MAX]; /* oldest first */
     size_t event_count;
+    json_int_t last_id;
 };
 
 static void remember_event(struct qmp *qmp, const char *name)
@@ -90,10 +94,11 @@ static int64_t deadline_after(int timeout_ms)
     return clock_monotonic_ns() + (int64_t)timeout_ms * 1000000;
 }
 
-/* Sends a command whose "id" tells its reply from others'. */
+/* Sends a command whose "id" tells its reply from those of earlier ones that were not waited for long enough. */
 static int send_command(struct qmp *qmp, const char *command, json_t *arguments, struct error *err)
 {
-    json_t *message = json_pack("{s:s, s:s, s:o*}", "execute", command, "id", command, "arguments", arguments);
+    json_t *message =
+        json_pack("{s:s, s:I, s:o*}", "execute", command, "id", ++qmp->last_id, "arguments", arguments);
     CLEANUP_FREE char *text = message != NULL ? json_dumps(message, JSON_COMPACT) : NULL;
     json_decref(message);
     if (text == NULL)
@@ -112,6 +117,9 @@ int qmp_connect(const char *path, struct qmp **ret, struct error *err)
     if (qmp == NULL)
         return error_set(err, ENOMEM, "out of memory");
     qmp->fd = unix_socket_connect(path, err);
+    struct timeval patience = {.tv_sec = SEND_TIMEOUT_S};
+    if (qmp->fd >= 0)
+        setsockopt(qmp->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
     int r = qmp->fd < 0 ? qmp->fd : send_command(qmp, "qmp_capabilities", NULL, err);
     if (r < 0) {
         qmp_free(qmp);
@@ -132,10 +140,10 @@ int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, int tim
         if (r < 0)
             break;
         const char *event = json_string_value(json_object_get(message, "event"));
-        const char *id = json_string_value(json_object_get(message, "id"));
+        const json_t *id = json_object_get(message, "id");
         json_t *refusal = json_object_get(message, "error");
         json_t *value = json_object_get(message, "return");
-        bool is_reply = id != NULL && strcmp(id, command) == 0;
+        bool is_reply = json_is_integer(id) && json_integer_value(id) == qmp->last_id;
         if (event != NULL)
             remember_event(qmp, event);
         else if (is_reply && refusal != NULL) {

@@ -165,8 +165,8 @@ static int execute_against(const char *directory, const char *answer, size_t rep
 static void replies_are_told_from_events_and_others(void **state)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
-    const char *answer = "{\"QMP\": {}}\n{\"return\": {}, \"id\": \"qmp_capabilities\"}\n{\"event\": \"STOP\"}\n"
-                         "{\"event\": \"OTHER\"}\n{\"return\": {\"a\": 1}, \"id\": \"stop\"}\n";
+    const char *answer = "{\"QMP\": {}}\n{\"return\": {}, \"id\": 1}\n{\"event\": \"STOP\"}\n"
+                         "{\"event\": \"OTHER\"}\n{\"return\": {\"a\": 1}, \"id\": 2}\n";
     assert_int_equal(execute_against(*state, answer, 1, "STOP", &err), 0);
     assert_int_equal(execute_against(*state, answer, 1, "NEVER", &err), -EPIPE);
 }
@@ -174,7 +174,7 @@ static void replies_are_told_from_events_and_others(void **state)
 static void a_refusal_carries_its_reason(void **state)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
-    const char *answer = "{\"error\": {\"class\": \"GenericError\", \"desc\": \"not now\"}, \"id\": \"stop\"}\n";
+    const char *answer = "{\"error\": {\"class\": \"GenericError\", \"desc\": \"not now\"}, \"id\": 2}\n";
     assert_int_equal(execute_against(*state, answer, 1, NULL, &err), -EREMOTEIO);
     assert_non_null(strstr(error_message(&err), "not now"));
 }
