@@ -27,7 +27,7 @@
 #define BLOCK_BYTES      (32 * 1024UL)
 #define HEAD_BYTES_MAX   (32 * 1024UL) /* of an answer's head */
 #define HEADERS_MAX      128
-#define LIVENESS_WAIT_MS 2000
+#define LIVENESS_WAIT_MS 1000
 
 struct proxy {
     struct api *api;

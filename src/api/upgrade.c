@@ -15,7 +15,7 @@
 
 #define HEAD_BYTES_MAX (32 * 1024UL)
 #define PIPE_BYTES     (16 * 1024)
-#define TICK_MS        2000
+#define TICK_MS        1000
 #define LINGER_MS      5000 /* for the rest of an answer or of a stream, once its end is near */
 
 bool upgrade_wanted(struct http_request *request)
