@@ -47,8 +47,8 @@ void identity_each_variable(const struct identity *identity,
     }
     if (identity->template_id[0] != '\0')
         visit(context, "E2B_TEMPLATE_ID", strlen("E2B_TEMPLATE_ID"), identity->template_id);
-    const char *end = identity->environment + identity->environment_length;
-    for (const char *entry = identity->environment; entry < end; entry += strlen(entry) + 1) {
+    for (size_t at = 0; at < identity->environment_length; at += strlen(identity->environment + at) + 1) {
+        const char *entry = identity->environment + at;
         const char *equals = strchr(entry, '=');
         visit(context, entry, (size_t)(equals - entry), equals + 1);
     }

@@ -35,6 +35,9 @@
 
 enum slot_state { SLOT_FREE, SLOT_BUSY, SLOT_READY, SLOT_HELD, SLOT_DOOMED };
 
+/* The pool fills itself when nothing was taken for so long. */
+#define CALM_NS INT64_C(200000000)
+
 /* A struct network with what the pool knows of it. */
 struct member {
     struct network network; /* first: the one is cast to the other */
@@ -59,6 +62,7 @@ struct network_pool {
     struct member *ready;
     unsigned ready_count;
     struct member *held;
+    int64_t last_take_ns; /* CLOCK_MONOTONIC */
     bool stopping;
 
     bool started;
@@ -214,18 +218,32 @@ static void restore_firewall(struct network_pool *pool)
         firewall_install_host(&pool->range, NULL);
 }
 
-/* Waits for a wake-up, and in between puts the firewall back. */
-static void wait_for_work(struct network_pool *pool)
+/* Waits for a wake-up or, unless `timeout_ms` is -1, so long; and in between puts the firewall back. */
+static void wait_for_work(struct network_pool *pool, int timeout_ms)
 {
     struct pollfd fds[] = {{.fd = pool->wake_fd, .events = POLLIN}, {.fd = pool->watch_fd, .events = POLLIN}};
     while (fds[0].revents == 0) {
-        if (poll(fds, ARRAY_SIZE(fds), -1) < 0)
-            continue;
-        if (fds[1].revents != 0)
+        int n = poll(fds, ARRAY_SIZE(fds), timeout_ms);
+        if (n == 0)
+            return;
+        if (n > 0 && fds[1].revents != 0)
             restore_firewall(pool);
     }
     eventfd_t count;
     (void)!eventfd_read(pool->wake_fd, &count);
+}
+
+/*
+ * How long the pool may wait before it fills itself, ms: a namespace costs as much as a good part of a resume, so
+ * while sandboxes are being started and namespaces are left, the starts have the CPU to themselves.
+ */
+static int calm_ms(struct network_pool *pool)
+{
+    pthread_mutex_lock(&pool->lock);
+    int64_t left_ns = pool->last_take_ns + CALM_NS - clock_monotonic_ns();
+    bool may_wait = pool->ready_count > 0 && !pool->stopping;
+    pthread_mutex_unlock(&pool->lock);
+    return may_wait && left_ns > 0 ? (int)(left_ns / 1000000) + 1 : 0;
 }
 
 static void *work(void *argument)
@@ -233,16 +251,23 @@ static void *work(void *argument)
     struct network_pool *pool = argument;
     bool stopping = false;
     while (!stopping) {
+        int calm = calm_ms(pool);
+        if (calm > 0) {
+            wait_for_work(pool, calm);
+            continue;
+        }
         /* Making comes first, since somebody may wait for it. If it fails it is tried again at the next wake-up,
          * and who needs a namespace makes one himself and learns why. */
         int r = 0;
         unsigned slot;
-        while (r == 0 && wants_more(pool, &stopping))
+        while (r == 0 && wants_more(pool, &stopping) && calm_ms(pool) == 0)
             r = make_ready(pool);
+        if (r == 0 && !stopping && calm_ms(pool) > 0)
+            continue;
         if (next_doomed(pool, &slot))
             remove_slot(pool, slot, NULL);
         else if (!stopping)
-            wait_for_work(pool);
+            wait_for_work(pool, -1);
     }
     return NULL;
 }
@@ -431,6 +456,7 @@ int network_take(struct network_pool *pool, struct network **ret, struct error *
         pool->ready = member->next;
         pool->ready_count--;
     }
+    pool->last_take_ns = clock_monotonic_ns();
     pthread_mutex_unlock(&pool->lock);
     if (member == NULL) {
         int r = make_member(pool, &member, err);

@@ -131,6 +131,7 @@ struct start_request {
     const char *snapshot_id; /* NULL: the VM directory has been filled, for booting */
     bool boot;               /* from the rootfs, instead of restoring */
     int64_t request_ns;      /* CLOCK_MONOTONIC, when the caller asked */
+    int64_t timeout_s;       /* once it runs; 0: none */
     enum vmm_accelerator accelerator;
 };
 /* In state creating or resuming: starts the VMM and brings the sandbox to running. On failure nothing is left. */

@@ -142,11 +142,8 @@ int manager_create(struct manager *manager, const struct sandbox_spec *spec, str
     if (r < 0)
         return r;
     request.snapshot_id = origin.manifest.id;
+    request.timeout_s = spec->timeout_s;
     r = sandbox_start(manager, sandbox, &request, err);
-    if (r == 0) {
-        sandbox_set_deadline(manager, sandbox, spec->timeout_s);
-        r = sandbox_record(manager, sandbox, err);
-    }
     if (r == 0)
         r = sandbox_report(manager, sandbox, ret, err);
     if (r < 0)
@@ -240,7 +237,11 @@ static int resume(struct manager *manager, struct sandbox *sandbox, int64_t time
                   struct error *err)
 {
     CLEANUP(snapshot_manifest_done) struct snapshot_manifest manifest = {0};
-    struct start_request request = {.snapshot_id = sandbox->info.snapshot_id, .request_ns = request_ns};
+    struct start_request request = {
+        .snapshot_id = sandbox->info.snapshot_id,
+        .request_ns = request_ns,
+        .timeout_s = timeout_s >= 0 ? timeout_s : sandbox->timeout_s,
+    };
     int r = sandbox_require(sandbox, SANDBOX_PAUSED, "resumed", err);
     if (r == 0)
         r = store_read(manager->store, sandbox->info.snapshot_id, &manifest, err);
@@ -251,12 +252,9 @@ static int resume(struct manager *manager, struct sandbox *sandbox, int64_t time
     if (r < 0)
         return r;
     r = sandbox_start(manager, sandbox, &request, err);
-    if (r < 0) {
+    if (r < 0)
         sandbox_force_state(manager, sandbox, SANDBOX_PAUSED);
-        return r;
-    }
-    sandbox_set_deadline(manager, sandbox, timeout_s >= 0 ? timeout_s : sandbox->timeout_s);
-    return sandbox_record(manager, sandbox, err);
+    return r;
 }
 
 int manager_resume(struct manager *manager, const char *id_or_prefix, int64_t timeout_s, bool *ret_was_running,

@@ -1,9 +1,9 @@
 /*
  * From a snapshot to a running guest.
  *
- * Order: the network slot is recorded before the VMM is started, the VMM's pid right after, so that a daemon that
- * dies in between finds both again (recover.c); the guest counts as running only when its agent has acknowledged
- * clock, entropy and identity.
+ * Order: that something is being started is recorded before, the VMM's pid and its network slot as soon as there is
+ * one (a VMM or a namespace that a dying daemon had not recorded yet is nobody's, and removed: recover.c); the
+ * guest counts as running only when its agent has acknowledged clock, entropy and identity.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -67,7 +67,6 @@ static int build_identity(const struct sandbox_info *info, struct strbuf *messag
     control_add_text(message, CONTROL_ACCESS_TOKEN, info->access_token);
     for (size_t i = 0; i < info->environment.count; i++)
         control_add_text(message, CONTROL_ENV, info->environment.items[i]);
-    control_add_i64(message, CONTROL_TIME, clock_realtime_ns());
     control_end(message, start);
     return 0;
 }
@@ -78,18 +77,17 @@ int sandbox_apply_identity(struct sandbox *sandbox, int timeout_ms, struct error
     if (control_fd < 0)
         return control_fd;
     CLEANUP_STRBUF struct strbuf message = STRBUF_INIT;
-    int64_t sent_ns = clock_monotonic_ns();
     int r = build_identity(&sandbox->info, &message, err);
     if (r < 0)
         return r;
     struct control_reply reply;
     r = control_request(control_fd, vmm_pidfd(sandbox->vmm), &message, timeout_ms, &reply, err);
-    /* A busy host may have delayed the message; the clock is sent again until it arrived promptly. */
+    /* The message above may have waited for the guest. A busy host may delay this one, too: until it is prompt. */
     for (int attempt = 0; r == 0 && attempt < CLOCK_ATTEMPTS; attempt++) {
+        int64_t sent_ns = clock_monotonic_ns();
+        r = send_clock(sandbox, control_fd, timeout_ms, err);
         if (clock_monotonic_ns() - sent_ns <= CLOCK_TOLERANCE_NS)
             break;
-        sent_ns = clock_monotonic_ns();
-        r = send_clock(sandbox, control_fd, timeout_ms, err);
     }
     return r;
 }
@@ -175,6 +173,21 @@ static int start_vmm(struct manager *manager, struct sandbox *sandbox, const str
     return sandbox_record(manager, sandbox, err);
 }
 
+/* Since when the guest runs; that it does is known. */
+static int wait_running(struct sandbox *sandbox, const struct start_request *request,
+                        struct sandbox_timings *timings, int timeout_ms, struct error *err)
+{
+    int64_t since_ns = 0;
+    int r = vmm_wait_running(sandbox->vmm, timeout_ms, &since_ns, err);
+    if (r < 0)
+        return r;
+    int64_t ago_us = since_ns != 0 ? (clock_realtime_ns() - since_ns) / 1000 : 0;
+    int64_t running_us = elapsed_us(request) - ago_us;
+    timings->running_us =
+        running_us > timings->spawned_us && running_us < timings->agent_us ? running_us : timings->agent_us;
+    return 0;
+}
+
 static int start(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
                  struct error *err)
 {
@@ -182,18 +195,18 @@ static int start(struct manager *manager, struct sandbox *sandbox, const struct 
     struct sandbox_timings timings = {0};
     int r = take_network(manager, sandbox, err);
     if (r == 0)
-        r = sandbox_record(manager, sandbox, err);
-    if (r == 0)
         r = start_vmm(manager, sandbox, request, &timings, err);
-    if (r == 0)
-        r = vmm_wait_running(sandbox->vmm, timeout_ms, err);
     if (r < 0)
         return r;
-    timings.running_us = elapsed_us(request);
+    /* Sent before the guest runs: it is the first thing it finds. */
     r = sandbox_apply_identity(sandbox, timeout_ms, err);
+    timings.agent_us = elapsed_us(request);
+    if (r == -EPIPE)
+        wait_running(sandbox, request, &timings, timeout_ms, err); /* fails, too, and knows what the VMM printed */
+    else if (r == 0)
+        r = wait_running(sandbox, request, &timings, timeout_ms, err);
     if (r < 0)
         return r;
-    timings.agent_us = elapsed_us(request);
     r = watch_vmm(manager, sandbox, err);
     if (r < 0)
         return r;
@@ -201,6 +214,7 @@ static int start(struct manager *manager, struct sandbox *sandbox, const struct 
     sandbox->info.timings = timings;
     sandbox->info.started_ns = clock_realtime_ns();
     pthread_mutex_unlock(&manager->lock);
+    sandbox_set_deadline(manager, sandbox, request->timeout_s);
     return sandbox_set_state(manager, sandbox, SANDBOX_RUNNING, err);
 }
 

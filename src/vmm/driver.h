@@ -32,10 +32,9 @@ struct vmm_driver {
     int (*attach)(struct vmm *vmm, struct error *err);
     /* Closes what start or attach connected; the process goes on. */
     void (*detach)(struct vmm *vmm);
-    int (*wait_running)(struct vmm *vmm, int timeout_ms, struct error *err);
+    int (*wait_running)(struct vmm *vmm, int timeout_ms, int64_t *ret_since_ns, struct error *err);
     int (*pause)(struct vmm *vmm, struct error *err);
     int (*resume)(struct vmm *vmm, struct error *err);
-    int (*is_paused)(struct vmm *vmm, bool *ret, struct error *err);
     int (*save_device_state)(struct vmm *vmm, struct error *err);
     int (*version)(enum vmm_accelerator accelerator, char **ret, struct error *err);
 };

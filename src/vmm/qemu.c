@@ -254,15 +254,21 @@ static int query_status(struct vmm *vmm, int timeout_ms, char status[static 32],
     return 0;
 }
 
-static int wait_running(struct vmm *vmm, int timeout_ms, struct error *err)
+static int wait_running(struct vmm *vmm, int timeout_ms, int64_t *ret_since_ns, struct error *err)
 {
     char status[32];
     int r = query_status(vmm, timeout_ms, status, err);
-    if (r < 0 || strcmp(status, "running") == 0)
+    if (r < 0)
         return r;
-    if (strcmp(status, "inmigrate") != 0)
+    bool runs = strcmp(status, "running") == 0;
+    if (!runs && strcmp(status, "inmigrate") != 0)
         return error_set(err, EIO, "the guest is %s instead of starting", status);
-    return qmp_wait_event(vmm->connection, "RESUME", timeout_ms, err);
+    *ret_since_ns = 0;
+    if (!runs)
+        return qmp_wait_event(vmm->connection, "RESUME", timeout_ms, ret_since_ns, err);
+    /* After a restore the event has come; a booted guest runs without one. */
+    qmp_wait_event(vmm->connection, "RESUME", 0, ret_since_ns, NULL);
+    return 0;
 }
 
 static int pause_guest(struct vmm *vmm, struct error *err)
@@ -273,19 +279,6 @@ static int pause_guest(struct vmm *vmm, struct error *err)
 static int resume_guest(struct vmm *vmm, struct error *err)
 {
     return qmp_execute(vmm->connection, "cont", NULL, QMP_TIMEOUT_MS, NULL, err);
-}
-
-static int is_paused(struct vmm *vmm, bool *ret, struct error *err)
-{
-    char status[32];
-    int r = query_status(vmm, QMP_TIMEOUT_MS, status, err);
-    if (r < 0)
-        return r;
-    /* xen-save-devices-state leaves the status as it was. */
-    *ret = strcmp(status, "paused") == 0;
-    if (!*ret && strcmp(status, "running") != 0)
-        return error_set(err, EIO, "the guest is %s", status);
-    return 0;
 }
 
 static int save_device_state(struct vmm *vmm, struct error *err)
@@ -326,7 +319,6 @@ const struct vmm_driver vmm_driver_qemu = {
     .wait_running = wait_running,
     .pause = pause_guest,
     .resume = resume_guest,
-    .is_paused = is_paused,
     .save_device_state = save_device_state,
     .version = version,
 };

@@ -17,31 +17,42 @@
 /* QEMU reads its socket at once, or is stopped and the socket's buffer has filled. */
 #define SEND_TIMEOUT_S 5
 
+struct event {
+    char name[EVENT_NAME_MAX];
+    int64_t time_ns; /* CLOCK_REALTIME; 0: not told */
+};
+
 struct qmp {
     int fd;
     struct strbuf input;
-    char events[EVENTS_KEPT][EVENT_NAME_MAX]; /* oldest first */
+    struct event events[EVENTS_KEPT]; /* oldest first */
     size_t event_count;
     json_int_t last_id;
 };
 
-static void remember_event(struct qmp *qmp, const char *name)
+static void remember_event(struct qmp *qmp, const char *name, const json_t *message)
 {
     if (qmp->event_count == EVENTS_KEPT) {
-        memmove(qmp->events[0], qmp->events[1], sizeof(qmp->events[0]) * (EVENTS_KEPT - 1));
+        memmove(qmp->events, qmp->events + 1, sizeof(qmp->events[0]) * (EVENTS_KEPT - 1));
         qmp->event_count--;
     }
-    strncpy(qmp->events[qmp->event_count], name, EVENT_NAME_MAX - 1);
-    qmp->events[qmp->event_count++][EVENT_NAME_MAX - 1] = '\0';
+    const json_t *timestamp = json_object_get(message, "timestamp");
+    struct event *event = &qmp->events[qmp->event_count++];
+    event->time_ns = json_integer_value(json_object_get(timestamp, "seconds")) * 1000000000 +
+                     json_integer_value(json_object_get(timestamp, "microseconds")) * 1000;
+    strncpy(event->name, name, EVENT_NAME_MAX - 1);
+    event->name[EVENT_NAME_MAX - 1] = '\0';
 }
 
-static bool take_event(struct qmp *qmp, const char *name)
+static bool take_event(struct qmp *qmp, const char *name, int64_t *ret_time_ns)
 {
     for (size_t i = 0; i < qmp->event_count; i++) {
-        if (strcmp(qmp->events[i], name) != 0)
+        if (strcmp(qmp->events[i].name, name) != 0)
             continue;
+        if (ret_time_ns != NULL)
+            *ret_time_ns = qmp->events[i].time_ns;
         qmp->event_count--;
-        memmove(qmp->events[i], qmp->events[i + 1], sizeof(qmp->events[0]) * (qmp->event_count - i));
+        memmove(qmp->events + i, qmp->events + i + 1, sizeof(qmp->events[0]) * (qmp->event_count - i));
         return true;
     }
     return false;
@@ -145,7 +156,7 @@ int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, int tim
         json_t *value = json_object_get(message, "return");
         bool is_reply = json_is_integer(id) && json_integer_value(id) == qmp->last_id;
         if (event != NULL)
-            remember_event(qmp, event);
+            remember_event(qmp, event, message);
         else if (is_reply && refusal != NULL) {
             const char *text = json_string_value(json_object_get(refusal, "desc"));
             r = error_set(err, EREMOTEIO, "QEMU refused %s: %s", command, text != NULL ? text : "no reason given");
@@ -160,17 +171,17 @@ int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, int tim
     return error_wrap(err, r, "%s", command);
 }
 
-int qmp_wait_event(struct qmp *qmp, const char *name, int timeout_ms, struct error *err)
+int qmp_wait_event(struct qmp *qmp, const char *name, int timeout_ms, int64_t *ret_time_ns, struct error *err)
 {
     int64_t deadline_ns = deadline_after(timeout_ms);
-    while (!take_event(qmp, name)) {
+    while (!take_event(qmp, name, ret_time_ns)) {
         json_t *message = NULL;
         int r = next_message(qmp, deadline_ns, &message, err);
         if (r < 0)
             return error_wrap(err, r, "waiting for %s", name);
         const char *event = json_string_value(json_object_get(message, "event"));
         if (event != NULL)
-            remember_event(qmp, event);
+            remember_event(qmp, event, message);
         json_decref(message);
     }
     return 0;

@@ -12,6 +12,7 @@
 #define DORMOUSE_VMM_QMP_H
 
 #include <jansson.h>
+#include <stdint.h>
 
 #include "base/error.h"
 
@@ -28,8 +29,11 @@ int qmp_connect(const char *path, struct qmp **ret, struct error *err);
 int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, int timeout_ms, json_t **ret,
                 struct error *err);
 
-/* Waits for an event of that name, also one that came earlier and was not yet waited for. -ETIMEDOUT. */
-int qmp_wait_event(struct qmp *qmp, const char *name, int timeout_ms, struct error *err);
+/*
+ * Waits for an event of that name, also one that came earlier and was not yet waited for. *ret_time_ns (if not
+ * NULL) is when it happened, CLOCK_REALTIME. -ETIMEDOUT.
+ */
+int qmp_wait_event(struct qmp *qmp, const char *name, int timeout_ms, int64_t *ret_time_ns, struct error *err);
 
 void qmp_free(struct qmp *qmp);
 

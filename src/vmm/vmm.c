@@ -152,9 +152,9 @@ int vmm_adopt(const char *directory, pid_t pid, uint64_t start_time, struct vmm 
     return 0;
 }
 
-int vmm_wait_running(struct vmm *vmm, int timeout_ms, struct error *err)
+int vmm_wait_running(struct vmm *vmm, int timeout_ms, int64_t *ret_since_ns, struct error *err)
 {
-    int r = vmm->driver->wait_running(vmm, timeout_ms, err);
+    int r = vmm->driver->wait_running(vmm, timeout_ms, ret_since_ns, err);
     return r < 0 ? explain(vmm, r, err) : 0;
 }
 
@@ -166,11 +166,6 @@ int vmm_pause(struct vmm *vmm, struct error *err)
 int vmm_continue(struct vmm *vmm, struct error *err)
 {
     return vmm->driver->resume(vmm, err);
-}
-
-int vmm_is_paused(struct vmm *vmm, bool *ret, struct error *err)
-{
-    return vmm->driver->is_paused(vmm, ret, err);
 }
 
 static uid_t owner_of(const struct vmm *vmm)

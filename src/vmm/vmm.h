@@ -89,13 +89,18 @@ int vmm_restore(const struct vmm_config *config, struct vmm **ret, struct error 
  */
 int vmm_adopt(const char *directory, pid_t pid, uint64_t start_time, struct vmm **ret, struct error *err);
 
-/* Waits until the guest runs. -ETIMEDOUT after `timeout_ms`. */
-int vmm_wait_running(struct vmm *vmm, int timeout_ms, struct error *err);
+/*
+ * Waits until the guest runs; *ret_since_ns is since when, CLOCK_REALTIME, as far as the VMM tells (else 0).
+ * -ETIMEDOUT after `timeout_ms`.
+ */
+int vmm_wait_running(struct vmm *vmm, int timeout_ms, int64_t *ret_since_ns, struct error *err);
 
-/* Stops and continues the virtual CPUs; a paused VMM has flushed its disk. */
+/*
+ * Stops and continues the virtual CPUs; a paused VMM has flushed its disk. After -ETIMEDOUT the VMM still does it
+ * when it wakes. Continuing a guest that runs changes nothing.
+ */
 int vmm_pause(struct vmm *vmm, struct error *err);
 int vmm_continue(struct vmm *vmm, struct error *err);
-int vmm_is_paused(struct vmm *vmm, bool *ret, struct error *err);
 
 /* Writes device state (no memory) of a paused VMM to the directory's `state`; its size to *ret_size. */
 int vmm_save_device_state(struct vmm *vmm, uint64_t *ret_size, struct error *err);

@@ -155,7 +155,7 @@ static int execute_against(const char *directory, const char *answer, size_t rep
     int r = qmp_execute(qmp, "stop", NULL, 10000, &value, err);
     json_decref(value);
     if (r == 0 && event != NULL)
-        r = qmp_wait_event(qmp, event, 10000, err);
+        r = qmp_wait_event(qmp, event, 10000, NULL, err);
     qmp_free(qmp);
     pthread_join(thread, NULL);
     close(peer.listening);
