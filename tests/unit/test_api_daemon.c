@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -33,6 +34,7 @@ static struct daemon start(const char *notify, const char *const *arguments)
     pid_t pid = fork();
     assert_true(pid >= 0);
     if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails leaves nothing behind */
         dup2(pipe_fds[1], STDOUT_FILENO);
         dup2(pipe_fds[1], STDERR_FILENO);
         if (notify != NULL)
@@ -86,7 +88,7 @@ static void check_failure(const char *const *arguments, int status, const char *
 
 static void test_options(void **state)
 {
-    (void)state;
+    CLEANUP_FREE char *path = unit_path(*state, "socket");
     check_failure((const char *[]){"--help", NULL}, 0, "--network-ahead");
     check_failure((const char *[]){"--version", NULL}, 0, DORMOUSE_VERSION);
     check_failure((const char *[]){"--frobnicate", NULL}, 2, "--help");
@@ -99,7 +101,7 @@ static void test_options(void **state)
                                         "127.0.0.1:65536", "127.0.0.1:x",
                                         "example.org:80",  ""};
     for (size_t i = 0; i < ARRAY_SIZE(wrong); i++)
-        check_failure((const char *[]){"--listen", wrong[i], NULL}, 2, "127.0.0.1");
+        check_failure((const char *[]){"--socket", path, "--listen", wrong[i], NULL}, 2, "127.0.0.1");
 }
 
 static unsigned ready_port(const struct strbuf *out)
@@ -194,7 +196,7 @@ int main(void)
     if (geteuid() != 0 || getenv(EXECUTABLE_ENV) == NULL)
         return 77; /* meson: skipped */
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_options),
+        UNIT_TEST(test_options),
         UNIT_TEST(test_life),
         UNIT_TEST(test_stale_socket),
         UNIT_TEST(test_needs_root),
