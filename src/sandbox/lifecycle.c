@@ -166,9 +166,10 @@ void sandbox_finish_pause(struct manager *manager, struct sandbox *sandbox)
     sandbox->deadline_ns = 0;
     sandbox->info.expires_ns = 0;
     pthread_mutex_unlock(&manager->lock);
-    /* The registry says "pausing" with this very snapshot until this is written: a crash here ends the same way. */
-    sandbox_force_state(manager, sandbox, SANDBOX_PAUSED);
     sandbox_teardown(manager, sandbox);
+    /* Until this is written the registry says "pausing" with this very snapshot: a crash before it ends the same
+     * way. */
+    sandbox_force_state(manager, sandbox, SANDBOX_PAUSED);
     /* Freeing an image's blocks takes long enough to be noticed; nobody waits for it. */
     if (manager_spawn(manager, collect, superseded) < 0)
         collect(manager, superseded);

@@ -276,8 +276,9 @@ class Daemon:
                 assert info["lost_reason"], info
         assert {info["vmm_pid"]: identity for identity, info in running.items()} == vmms
         assert set(os.listdir(self.data / "sandboxes")) == set(running)
-        listed_snapshots = {snapshot["id"] for snapshot in self.json("snapshot", "ls")}
-        assert self.snapshots() == listed_snapshots, "a half-made snapshot"
+        # One that has been superseded is removed in the background.
+        wait_until(lambda: self.snapshots() == {snapshot["id"] for snapshot in self.json("snapshot", "ls")},
+                   "no half-made snapshot")
         for snapshot in listed_snapshots:
             assert (self.data / "snapshots" / snapshot / "manifest.json").exists()
         for info in listed.values():

@@ -32,7 +32,8 @@ static size_t read_operations(const char *yaml, struct strbuf *out)
     CLEANUP_STRBUF struct strbuf pattern = STRBUF_INIT;
     size_t count = 0;
     strbuf_puts(out, "\n");
-    for (const char *line = yaml; line != NULL; line = strchr(line, '\n'), line += line != NULL) {
+    for (const char *line = yaml, *end; line != NULL; line = end != NULL ? end + 1 : NULL) {
+        end = strchr(line, '\n');
         size_t length = strcspn(line, ":\n");
         if (strncmp(line, "  /", 3) == 0) {
             strbuf_consume(&pattern, pattern.length);

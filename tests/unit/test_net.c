@@ -249,8 +249,13 @@ static void test_forged_sender_is_dropped(void **state)
     uint16_t port = 0;
     CLEANUP_CLOSE int receiver = peer_listen(world.outside_fd, SOCK_DGRAM, WORLD_OUTSIDE_ADDRESS, &port);
     CLEANUP_CLOSE int honest = peer_connect(sandbox->guest.namespace_fd, SOCK_DGRAM, WORLD_OUTSIDE_ADDRESS, port);
-    assert_int_equal(peer_send(honest, "honest"), 0);
-    assert_int_equal(peer_expect(receiver, "honest"), 0);
+    /* A datagram may get lost on a busy machine; one of a few arrives. */
+    int delivered = -ETIMEDOUT;
+    for (int attempt = 0; attempt < 5 && delivered == -ETIMEDOUT; attempt++) {
+        assert_int_equal(peer_send(honest, "honest"), 0);
+        delivered = peer_expect(receiver, "honest");
+    }
+    assert_int_equal(delivered, 0);
     /* The kernel's own check of senders would do, too; this is about the rule. */
     assert_int_equal(world_shell(sandbox->network->namespace_fd, "echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter"),
                      0);
