@@ -14,7 +14,7 @@
 
 struct agent {
     struct loop loop;
-    struct identity identity;
+    struct identity *identity;
     struct http_server http;
     struct command_table commands;
     bool on_host; /* `serve`: POST /init is allowed */

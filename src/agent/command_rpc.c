@@ -223,7 +223,7 @@ static int read_environment(const struct agent *agent, struct start *start, stru
     environment_set(environment, "HOME", strlen("HOME"), start->user.home);
     environment_set(environment, "USER", strlen("USER"), start->user.name);
     environment_set(environment, "LOGNAME", strlen("LOGNAME"), start->user.name);
-    identity_each_variable(&agent->identity, set_variable, environment);
+    identity_each_variable(agent->identity, set_variable, environment);
 
     const json_t *variables;
     int r = proto_object(start->process, "envs", &variables, err);
@@ -246,8 +246,8 @@ static int read_directory(const struct agent *agent, struct start *start, struct
     int r = proto_text(start->process, "cwd", &directory, err);
     if (r < 0)
         return r;
-    bool chosen = (directory != NULL && *directory != '\0') || agent->identity.workdir[0] != '\0';
-    r = path_resolve(directory != NULL ? directory : "", start->user.home, agent->identity.workdir,
+    bool chosen = (directory != NULL && *directory != '\0') || agent->identity->workdir[0] != '\0';
+    r = path_resolve(directory != NULL ? directory : "", start->user.home, agent->identity->workdir,
                      &start->directory, err);
     if (r < 0)
         return r;
@@ -336,7 +336,7 @@ int command_rpc_start(struct http_connection *connection, const json_t *request,
     int r = read_start(connection, request, &start, err);
     if (r < 0)
         return r;
-    identity_refresh_hosts(&agent->identity);
+    identity_refresh_hosts(agent->identity);
     struct command_subscriber *subscriber = new_subscriber(connection, err);
     if (subscriber == NULL)
         return -ENOMEM;

@@ -10,6 +10,7 @@
  */
 #include "agent/control_channel.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -33,7 +34,7 @@ struct apply_request {
     bool time_given;
     int64_t time_ns;
     struct control_field entropy, hostname, sandbox_id, template_id, token, user, workdir; /* bytes NULL: absent */
-    size_t environment_length; /* of the block to be built, bytes; 0: none given */
+    bool environment_given;
 };
 
 /* ---- validation ---- */
@@ -57,7 +58,7 @@ static int take_field(struct apply_request *request, const struct control_field 
         *ret_complaint = "too much entropy";
         return field->length > ENTROPY_MAX ? -EINVAL : 0;
     case CONTROL_ENV:
-        request->environment_length += field->length + 1;
+        request->environment_given = true;
         *ret_complaint = "an environment entry is not NAME=VALUE";
         return identity_is_environment_entry(field->bytes, field->length) ? 0 : -EINVAL;
     case CONTROL_HOSTNAME:
@@ -132,23 +133,16 @@ static int set_host_name(struct identity *identity, const struct control_field *
     return 0;
 }
 
-static int set_environment(struct identity *identity, const uint8_t *body, size_t length, size_t block_length)
+/* Cannot fail: the room is larger than any message. */
+static void set_environment(struct identity *identity, const uint8_t *body, size_t length)
 {
-    char *block = malloc(block_length);
-    if (block == NULL)
-        return -ENOMEM;
-    size_t used = 0;
+    static_assert(IDENTITY_ENVIRONMENT_MAX >= CONTROL_BODY_MAX, "an environment that was received fits");
     size_t position = 0;
     struct control_field field;
-    while (control_next_field(body, length, &position, &field) > 0) {
-        if (field.tag != CONTROL_ENV)
-            continue;
-        memcpy(block + used, field.bytes, field.length);
-        used += field.length;
-        block[used++] = '\0';
-    }
-    identity_set_environment(identity, block, used);
-    return 0;
+    identity_clear_environment(identity);
+    while (control_next_field(body, length, &position, &field) > 0)
+        if (field.tag == CONTROL_ENV)
+            identity_add_environment(identity, field.bytes, field.length);
 }
 
 static void set_text(char *to, size_t size, const struct control_field *field)
@@ -173,10 +167,8 @@ static int apply(struct control_channel *channel, const uint8_t *body, size_t le
     *ret_complaint = "cannot set the host name";
     if (request.hostname.bytes != NULL && (r = set_host_name(identity, &request.hostname)) < 0)
         return r;
-    *ret_complaint = "no memory for the environment";
-    if (request.environment_length > 0 &&
-        (r = set_environment(identity, body, length, request.environment_length)) < 0)
-        return r;
+    if (request.environment_given)
+        set_environment(identity, body, length);
     set_text(identity->sandbox_id, sizeof(identity->sandbox_id), &request.sandbox_id);
     set_text(identity->template_id, sizeof(identity->template_id), &request.template_id);
     set_text(identity->user, sizeof(identity->user), &request.user);

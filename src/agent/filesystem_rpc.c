@@ -40,7 +40,7 @@ static int read_path(struct http_connection *connection, const struct caller *ca
     int r = proto_text(request, name, &path, err);
     if (r < 0)
         return r;
-    return path_resolve(path != NULL ? path : "", caller->user.home, agent_of(connection)->identity.workdir, ret,
+    return path_resolve(path != NULL ? path : "", caller->user.home, agent_of(connection)->identity->workdir, ret,
                         err);
 }
 

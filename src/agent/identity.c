@@ -1,7 +1,6 @@
 #include "agent/identity.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -30,11 +29,20 @@ bool identity_is_environment_entry(const void *text, size_t length)
     return equals != NULL && equals != (const char *)text && memchr(text, '\0', length) == NULL;
 }
 
-void identity_set_environment(struct identity *identity, char *block, size_t length)
+void identity_clear_environment(struct identity *identity)
 {
-    free(identity->environment);
-    identity->environment = block;
-    identity->environment_length = length;
+    identity->environment_length = 0;
+}
+
+int identity_add_environment(struct identity *identity, const void *entry, size_t length)
+{
+    if (length >= IDENTITY_ENVIRONMENT_MAX - identity->environment_length)
+        return -E2BIG;
+    char *at = identity->environment + identity->environment_length;
+    memcpy(at, entry, length);
+    at[length] = '\0';
+    identity->environment_length += length + 1;
+    return 0;
 }
 
 void identity_each_variable(const struct identity *identity,

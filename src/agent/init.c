@@ -5,8 +5,10 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -19,6 +21,8 @@
 
 #define SERVER_SHORT_LIFE_NS (5 * INT64_C(1000000000))
 #define SERVER_SHORT_LIVES   5 /* in a row: then it will not get better */
+#define OPEN_FILES_SOFT      1024
+#define OPEN_FILES_HARD      524288
 #define TERM_WAIT_NS         (2 * INT64_C(1000000000))
 #define KILL_WAIT_NS         (1 * INT64_C(1000000000))
 
@@ -86,8 +90,8 @@ static _Noreturn void power_off(void)
     sigset_t child_signal;
     sigemptyset(&child_signal);
     sigaddset(&child_signal, SIGCHLD);
+    /* Interactive shells ignore it, but are hung up when the server, which holds their terminals, ends. */
     kill(-1, SIGTERM);
-    kill(-1, SIGHUP); /* interactive shells ignore SIGTERM */
     kill(-1, SIGCONT);
     await_processes(&child_signal, TERM_WAIT_NS);
     kill(-1, SIGKILL);
@@ -102,14 +106,21 @@ static _Noreturn void power_off(void)
 
 /* ---- the server ---- */
 
-static pid_t start_server(const sigset_t *original_mask)
+/* What programs expect of a Linux system; the kernel's own hard limit is 4096. */
+static void raise_file_limit(void)
+{
+    struct rlimit limit = {.rlim_cur = OPEN_FILES_SOFT, .rlim_max = OPEN_FILES_HARD};
+    setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+static pid_t start_server(struct identity *identity, const sigset_t *original_mask)
 {
     pid_t pid = fork();
     if (pid != 0)
         return pid;
     sigprocmask(SIG_SETMASK, original_mask, NULL);
     CLEANUP_ERROR struct error err = ERROR_INIT;
-    server_run_in_guest(&err);
+    server_run_in_guest(identity, &err);
     console("the server cannot go on", &err);
     _exit(EXIT_FAILURE);
 }
@@ -118,7 +129,13 @@ static pid_t start_server(const sigset_t *original_mask)
 static void supervise(const sigset_t *signals, const sigset_t *original_mask)
 {
     int short_lives = 0;
-    pid_t server = start_server(original_mask);
+    struct identity *identity =
+        mmap(NULL, sizeof(*identity), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (identity == MAP_FAILED) {
+        console("no memory for the sandbox's identity", NULL);
+        return;
+    }
+    pid_t server = start_server(identity, original_mask);
     int64_t started_ns = clock_monotonic_ns();
     while (server > 0 && short_lives < SERVER_SHORT_LIVES) {
         int signal = sigwaitinfo(signals, NULL);
@@ -132,7 +149,7 @@ static void supervise(const sigset_t *signals, const sigset_t *original_mask)
         int64_t now_ns = clock_monotonic_ns();
         short_lives = now_ns - started_ns < SERVER_SHORT_LIFE_NS ? short_lives + 1 : 0;
         console("the server ended; starting it again", NULL);
-        server = start_server(original_mask);
+        server = start_server(identity, original_mask);
         started_ns = now_ns;
     }
     console("the server does not stay up; powering off", NULL);
@@ -160,6 +177,7 @@ _Noreturn void init_main(void)
     /* Blocked, not ignored: an init gets only the signals it blocks or handles, and sigwaitinfo takes these. */
     sigprocmask(SIG_BLOCK, &signals, &original_mask);
     reboot(RB_DISABLE_CAD);
+    raise_file_limit();
     supervise(&signals, &original_mask);
     power_off();
 }

@@ -188,6 +188,9 @@ static bool is_end_of_headers(const struct strbuf *lines)
 static ssize_t collect_line(struct multipart *parser, const char *bytes, size_t length, struct error *err)
 {
     struct strbuf *lines = &parser->lines;
+    /* Two bytes tell whether it is the closing delimiter; what follows that is nobody's line. */
+    if (parser->state == STATE_BOUNDARY && lines->length < 2)
+        length = MIN(length, 2 - lines->length);
     const char *newline = memchr(bytes, '\n', length);
     size_t taken = newline != NULL ? (size_t)(newline - bytes) + 1 : length;
     if (taken > MULTIPART_HEADERS_MAX - lines->length)
@@ -198,7 +201,6 @@ static ssize_t collect_line(struct multipart *parser, const char *bytes, size_t 
     if (lines->failed)
         return error_set(err, ENOMEM, "no memory for an upload");
     int r = 0;
-    /* The end of the whole body need not be a line. */
     if (parser->state == STATE_BOUNDARY && (newline != NULL || strncmp(lines->data, "--", 2) == 0))
         r = end_of_boundary(parser, err);
     else if (parser->state == STATE_HEADERS && newline != NULL && is_end_of_headers(lines))

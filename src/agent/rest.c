@@ -70,7 +70,7 @@ static int query(struct http_connection *connection, const char *name, char **re
 static int check_signature(struct http_connection *connection, const char *operation, const char *path,
                            const char *user, struct error *err)
 {
-    const struct identity *identity = &agent_of(connection)->identity;
+    const struct identity *identity = agent_of(connection)->identity;
     CLEANUP_FREE char *signature = NULL;
     CLEANUP_FREE char *expires = NULL;
     int r = query(connection, "signature", &signature, err);
@@ -91,7 +91,7 @@ static int check_signature(struct http_connection *connection, const char *opera
 int rest_resolve(struct http_connection *connection, const struct user *user, const char *path, char **ret,
                  struct error *err)
 {
-    return path_resolve(path, user->home, agent_of(connection)->identity.workdir, ret, err);
+    return path_resolve(path, user->home, agent_of(connection)->identity->workdir, ret, err);
 }
 
 int rest_file_of(struct http_connection *connection, const char *operation, struct rest_file *ret,
@@ -105,7 +105,7 @@ int rest_file_of(struct http_connection *connection, const char *operation, stru
     if (r == 0)
         r = query(connection, "username", &user, err);
     const char *token = http_header(connection, "X-Access-Token");
-    if (r == 0 && (token == NULL || auth_check_token(&agent->identity, token) < 0))
+    if (r == 0 && (token == NULL || auth_check_token(agent->identity, token) < 0))
         r = check_signature(connection, operation, path, user, err);
     if (r == 0)
         r = users_load(&file.database, err);
@@ -156,7 +156,7 @@ static void add_variable(void *context, const char *name, size_t name_length, co
 static void envs(struct http_connection *connection)
 {
     json_t *body = json_object();
-    identity_each_variable(&agent_of(connection)->identity, add_variable, body);
+    identity_each_variable(agent_of(connection)->identity, add_variable, body);
     rest_respond(connection, 200, body);
     json_decref(body);
 }
@@ -165,20 +165,17 @@ static void envs(struct http_connection *connection)
 
 static int set_environment(struct identity *identity, const json_t *variables, struct error *err)
 {
-    CLEANUP_STRBUF struct strbuf block = STRBUF_INIT;
     const char *name;
     json_t *value;
+    identity_clear_environment(identity);
     json_object_foreach ((json_t *)(uintptr_t)variables, name, value) {
+        CLEANUP_STRBUF struct strbuf entry = STRBUF_INIT;
         if (!json_is_string(value) || *name == '\0' || strchr(name, '=') != NULL)
             return error_set(err, EINVAL, "'envVars' must map names to strings");
-        strbuf_printf(&block, "%s=%s", name, json_string_value(value));
-        strbuf_append(&block, "", 1);
+        strbuf_printf(&entry, "%s=%s", name, json_string_value(value));
+        if (entry.failed || identity_add_environment(identity, entry.data, entry.length) < 0)
+            return error_set(err, EINVAL, "'envVars' is too large");
     }
-    size_t length = block.length;
-    char *text = strbuf_take(&block);
-    if (text == NULL)
-        return error_set(err, ENOMEM, "no memory for the environment");
-    identity_set_environment(identity, text, length);
     return 0;
 }
 
@@ -214,7 +211,7 @@ static void init_complete(struct http_connection *connection)
     const struct strbuf *body = http_body(connection);
     CLEANUP_ERROR struct error err = ERROR_INIT;
     json_t *message = body->length == 0 ? json_object() : json_loadb(body->data, body->length, 0, NULL);
-    int r = json_is_object(message) ? apply_init(&agent_of(connection)->identity, message, &err)
+    int r = json_is_object(message) ? apply_init(agent_of(connection)->identity, message, &err)
                                     : error_set(&err, EINVAL, "the body is not a JSON object");
     if (r < 0)
         rest_fail(connection, &err);
@@ -261,7 +258,7 @@ bool rest_begin(struct http_connection *connection)
         known = true;
         if (http_method(connection) != route->method)
             continue;
-        const struct identity *identity = &agent_of(connection)->identity;
+        const struct identity *identity = agent_of(connection)->identity;
         if (route->token_needed && auth_check_token(identity, http_header(connection, "X-Access-Token")) < 0) {
             error_set(&err, EKEYREJECTED, TOKEN_REQUIRED);
             rest_fail(connection, &err);

@@ -188,7 +188,7 @@ static bool is_compressed(struct http_connection *connection, const char *header
 static void begin_call(struct http_connection *connection, const struct procedure *procedure)
 {
     static const struct http_handler handler = {.body_limit = RPC_BODY_MAX, .complete = request_complete};
-    const struct identity *identity = &agent_of(connection)->identity;
+    const struct identity *identity = agent_of(connection)->identity;
     bool stream = has_type(connection, STREAM_TYPE);
     CLEANUP_ERROR struct error err = ERROR_INIT;
     if (auth_check_token(identity, http_header(connection, "X-Access-Token")) < 0) {

@@ -39,7 +39,7 @@ static void power_off(void *owner)
     kill(getppid(), INIT_POWER_OFF_SIGNAL);
 }
 
-static int server_open(uint16_t port, bool on_host, struct error *err)
+static int server_open(struct identity *identity, uint16_t port, bool on_host, struct error *err)
 {
     signal(SIGPIPE, SIG_IGN);
     /* What a large request took goes back to the kernel, and so into no snapshot; left alone, malloc raises both.
@@ -49,6 +49,7 @@ static int server_open(uint16_t port, bool on_host, struct error *err)
     int r = loop_init(&agent.loop, err);
     if (r < 0)
         return r;
+    agent.identity = identity;
     agent.on_host = on_host;
     agent.commands.loop = &agent.loop;
     agent.http.begin = begin;
@@ -64,15 +65,15 @@ static void forbid_out_of_memory_kill(void)
         io_write_full(fd, "-1000", strlen("-1000"));
 }
 
-int server_run_in_guest(struct error *err)
+int server_run_in_guest(struct identity *identity, struct error *err)
 {
     prctl(PR_SET_NAME, "dormouse-agent");
     forbid_out_of_memory_kill();
-    int r = server_open(SERVER_PORT, false, err);
+    int r = server_open(identity, SERVER_PORT, false, err);
     if (r < 0)
         return r;
     /* After the HTTP service listens: an acknowledged guest can be talked to. */
-    control.identity = &agent.identity;
+    control.identity = identity;
     control.applied = applied;
     control.power_off = power_off;
     r = control_channel_open(&control, &agent.loop, err);
@@ -81,6 +82,7 @@ int server_run_in_guest(struct error *err)
 
 int server_run_on_host(uint16_t port, struct error *err)
 {
-    int r = server_open(port, true, err);
+    static struct identity identity;
+    int r = server_open(&identity, port, true, err);
     return r < 0 ? r : loop_run(&agent.loop, err);
 }

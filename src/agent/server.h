@@ -8,12 +8,16 @@
 
 #include <stdint.h>
 
+#include "agent/identity.h"
 #include "base/error.h"
 
 #define SERVER_PORT 49983
 
-/* In a guest: SERVER_PORT on all addresses, and the control channel. Its parent is init (init.h). */
-int server_run_in_guest(struct error *err);
+/*
+ * In a guest: SERVER_PORT on all addresses, and the control channel. Its parent is init (init.h), which keeps the
+ * identity for the next server should this one die.
+ */
+int server_run_in_guest(struct identity *identity, struct error *err);
 
 /*
  * On any host, as any user, for tests and for clients in debug mode: the HTTP service alone, on 127.0.0.1. POST

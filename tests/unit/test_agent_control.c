@@ -50,7 +50,6 @@ static int tear_down(void **state)
     struct fixture *f = *state;
     strbuf_done(&f->channel.received);
     strbuf_done(&f->channel.reply);
-    free(f->identity.environment);
     close(f->daemon);
     close(f->channel.source.fd);
     free(f);

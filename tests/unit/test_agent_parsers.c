@@ -75,6 +75,7 @@ static void multipart_parts_arrive_in_pieces_of_any_size(void **state)
                      0, "[file|/a \"b\";c]one\r\n--b-\r;[other|-];");
     expect_multipart("--b-1\r\nContent-Disposition: form-data\r\n\r\n\r\n--b-1--", 0, "[-|-];");
     expect_multipart("--b-1--\r\n", 0, "");
+    expect_multipart("--b-1--and so on\r\n\r\n", 0, "");
 }
 
 static void multipart_refuses_what_is_damaged(void **state)
