@@ -238,6 +238,9 @@ class Daemon:
         """Names in the store's directory, hidden ones included."""
         return {entry.name for entry in (self.data / "snapshots").iterdir()}
 
+    def listed_snapshots(self):
+        return {snapshot["id"] for snapshot in self.json("snapshot", "ls")}
+
     def descriptors(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
@@ -277,13 +280,13 @@ class Daemon:
         assert {info["vmm_pid"]: identity for identity, info in running.items()} == vmms
         assert set(os.listdir(self.data / "sandboxes")) == set(running)
         # One that has been superseded is removed in the background.
-        wait_until(lambda: self.snapshots() == {snapshot["id"] for snapshot in self.json("snapshot", "ls")},
-                   "no half-made snapshot")
-        for snapshot in listed_snapshots:
+        wait_until(lambda: self.snapshots() == self.listed_snapshots(), "no half-made snapshot")
+        kept = self.listed_snapshots()
+        for snapshot in kept:
             assert (self.data / "snapshots" / snapshot / "manifest.json").exists()
         for info in listed.values():
             if info["state"] == "paused":
-                assert info["snapshot"] in listed_snapshots, info
+                assert info["snapshot"] in kept, info
         wanted = len(running) + self.network_ahead
         wait_until(lambda: len(self.slots()) == wanted, f"{wanted} namespaces, not {self.slots()}")
 

@@ -39,10 +39,16 @@ def test_an_unknown_id_is_one_clear_line(daemon, verb):
     daemon.cli(*verb.split(), "zzzzzzzz").expect_failure("there is no", "zzzzzzzz")
 
 
+def template(daemon, name):
+    """The one of that name; others may be there, since tests share a daemon."""
+    (found,) = (t for t in daemon.json("template", "ls") if t["name"] == name)
+    return found
+
+
 def test_an_id_with_a_path_in_it_is_refused(daemon):
     daemon.cli("info", "../snapshots").expect_failure()
     daemon.cli("kill", "a/../../templates/tiny").expect_failure()
-    assert [template["name"] for template in daemon.json("template", "ls")] == ["tiny"]
+    assert template(daemon, "tiny")
 
 
 def test_without_a_daemon_the_error_says_what_to_do(directory):
@@ -54,7 +60,7 @@ def test_run_shows_the_promised_fields(daemon):
     info = daemon.json("run", "-t", "tiny", "--env", "A=b", "--metadata", "colour=red", "--timeout", "10m")
     assert info["state"] == "running"
     assert info["template"] == "tiny"
-    assert info["snapshot"] == daemon.json("template", "ls")[0]["snapshot"]
+    assert info["snapshot"] == template(daemon, "tiny")["snapshot"]
     assert info["env"] == {"A": "b"}
     assert info["metadata"] == {"colour": "red"}
     assert info["cpus"] == 1 and info["memory_mib"] == 256
@@ -131,10 +137,10 @@ def test_env_can_be_evaluated_by_a_shell(daemon):
 
 
 def test_templates_and_snapshots_are_listed(daemon):
-    (template,) = daemon.json("template", "ls")
-    assert template["name"] == "tiny" and template["memory_mib"] == 256
-    (snapshot,) = daemon.json("snapshot", "ls")
-    assert snapshot["id"] == template["snapshot"] and snapshot["in_use"]
+    tiny = template(daemon, "tiny")
+    assert tiny["memory_mib"] == 256
+    (snapshot,) = (s for s in daemon.json("snapshot", "ls") if s["id"] == tiny["snapshot"])
+    assert snapshot["in_use"]
     assert daemon.json("snapshot", "info", snapshot["id"][:8]) == snapshot
     daemon.cli("snapshot", "rm", snapshot["id"]).expect_failure("template")
     assert "tiny" in daemon.cli("template", "ls").out
