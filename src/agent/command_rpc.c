@@ -253,7 +253,7 @@ static int read_directory(const struct agent *agent, struct start *start, struct
         return r;
     /* Small images have users without a home; that is no reason to run nothing in them. */
     if (!chosen && access(start->directory, F_OK) < 0)
-        strcpy(start->directory, "/");
+        start->directory[1] = '\0'; /* "/" */
     start->options.spawn.directory = start->directory;
     return 0;
 }

@@ -8,32 +8,32 @@
 
 /* The first entry also stands for an errno that is not in the table. */
 static const struct {
-    int error_code;
     const char *code;
+    int error_code;
     unsigned http_status;
 } codes[] = {
-    {EIO, "internal", 500},
-    {EINVAL, "invalid_argument", 400},
-    {EISDIR, "invalid_argument", 400},
-    {ENOTDIR, "invalid_argument", 400},
-    {ENAMETOOLONG, "invalid_argument", 400},
-    {ELOOP, "invalid_argument", 400},
-    {ENOENT, "not_found", 404},
-    {ESRCH, "not_found", 404},
-    {EEXIST, "already_exists", 409},
-    {EACCES, "permission_denied", 403},
-    {EPERM, "permission_denied", 403},
-    {EROFS, "permission_denied", 403},
-    {EKEYREJECTED, "unauthenticated", 401},
-    {ENOSYS, "unimplemented", 501},
-    {ENOTCONN, "failed_precondition", 400},
-    {ENOTEMPTY, "failed_precondition", 400},
-    {ETIMEDOUT, "deadline_exceeded", 504},
-    {EAGAIN, "resource_exhausted", 429},
-    {ENOMEM, "resource_exhausted", 429},
-    {ENOSPC, "resource_exhausted", 429},
-    {EDQUOT, "resource_exhausted", 429},
-    {E2BIG, "resource_exhausted", 429},
+    {"internal", EIO, 500},
+    {"invalid_argument", EINVAL, 400},
+    {"invalid_argument", EISDIR, 400},
+    {"invalid_argument", ENOTDIR, 400},
+    {"invalid_argument", ENAMETOOLONG, 400},
+    {"invalid_argument", ELOOP, 400},
+    {"not_found", ENOENT, 404},
+    {"not_found", ESRCH, 404},
+    {"already_exists", EEXIST, 409},
+    {"permission_denied", EACCES, 403},
+    {"permission_denied", EPERM, 403},
+    {"permission_denied", EROFS, 403},
+    {"unauthenticated", EKEYREJECTED, 401},
+    {"unimplemented", ENOSYS, 501},
+    {"failed_precondition", ENOTCONN, 400},
+    {"failed_precondition", ENOTEMPTY, 400},
+    {"deadline_exceeded", ETIMEDOUT, 504},
+    {"resource_exhausted", EAGAIN, 429},
+    {"resource_exhausted", ENOMEM, 429},
+    {"resource_exhausted", ENOSPC, 429},
+    {"resource_exhausted", EDQUOT, 429},
+    {"resource_exhausted", E2BIG, 429},
 };
 
 static size_t find_code(int error_code)

@@ -160,11 +160,11 @@ static int list(const struct caller *caller, const char *path, uint32_t depth, j
                                : error_errno(err, "cannot list '%s'", path);
     int r = 0;
     for (int i = 0; i < count; i++) {
-        CLEANUP_FREE char *child = NULL;
-        if (r == 0 && asprintf(&child, "%s/%s", strcmp(path, "/") == 0 ? "" : path, names[i]->d_name) >= 0 &&
-            strlen(child) < PATH_MAX)
-            r = list_entry(caller, child, depth, entries, err);
+        CLEANUP_STRBUF struct strbuf child = STRBUF_INIT;
+        strbuf_printf(&child, "%s/%s", strcmp(path, "/") == 0 ? "" : path, names[i]->d_name);
         free(names[i]);
+        if (r == 0 && !child.failed && child.length < PATH_MAX)
+            r = list_entry(caller, child.data, depth, entries, err);
     }
     free(names);
     return r;

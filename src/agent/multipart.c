@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -85,9 +86,8 @@ int multipart_new(const char *content_type, const struct multipart_callbacks *ca
     struct multipart *parser = calloc(1, sizeof(*parser));
     if (parser == NULL)
         return error_set(err, ENOMEM, "no memory for an upload");
-    memcpy(parser->delimiter, "\r\n--", 4);
-    memcpy(parser->delimiter + 4, boundary, length);
-    parser->delimiter_length = 4 + length;
+    snprintf(parser->delimiter, sizeof(parser->delimiter), "\r\n--%s", boundary);
+    parser->delimiter_length = strlen(parser->delimiter);
     parser->matched = 2;
     parser->callbacks = callbacks;
     parser->owner = owner;

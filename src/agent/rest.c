@@ -94,6 +94,13 @@ int rest_resolve(struct http_connection *connection, const struct user *user, co
     return path_resolve(path, user->home, agent_of(connection)->identity->workdir, ret, err);
 }
 
+static struct rest_file take_file(struct rest_file *file)
+{
+    struct rest_file taken = *file;
+    *file = (struct rest_file){0};
+    return taken;
+}
+
 int rest_file_of(struct http_connection *connection, const char *operation, struct rest_file *ret,
                  struct error *err)
 {
@@ -115,8 +122,7 @@ int rest_file_of(struct http_connection *connection, const char *operation, stru
         r = rest_resolve(connection, &file.user, path, &file.path, err);
     if (r < 0)
         return r;
-    *ret = file;
-    file = (struct rest_file){0};
+    *ret = take_file(&file);
     return 0;
 }
 
