@@ -127,6 +127,21 @@ class Agent:
                 pass
             return received
 
+    def wakes(self):
+        """How often it has gone to sleep so far."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(line for line in lines if line.startswith("voluntary_ctxt_switches"))
+
+    def rests(self, seconds=0.2):
+        """Whether nothing wakes it for so long."""
+        before = self.wakes()
+        time.sleep(seconds)
+        return state_of(self.process.pid) == "S" and self.wakes() == before
+
+    def resident_bytes(self):
+        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGESIZE")
+
     def descriptors(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
@@ -346,14 +361,15 @@ def test_output_without_a_client_is_dropped(agent):
 
 
 def test_a_slow_client_makes_only_its_process_wait(agent, tmp_path):
-    stream = agent.sh(f"head -c 30000000 /dev/zero; touch {tmp_path}/done")
+    size = 100000000
+    stream = agent.sh(f"head -c {size} /dev/zero; touch {tmp_path}/done")
     pid = stream.pid()
-    assert agent.sh("echo quick").run()[0]["stdout"] == b"quick\n"
-    resident = int(Path(f"/proc/{agent.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-    assert resident < 20 << 20
+    wait_until(agent.rests, "the agent, whose client reads nothing, to rest")
     assert not (tmp_path / "done").exists() and pid in agent.pids()
+    assert agent.resident_bytes() < 20 << 20
+    assert agent.sh("echo quick").run()[0]["stdout"] == b"quick\n"
     output, end = stream.run()
-    assert len(output["stdout"]) == 30000000
+    assert len(output["stdout"]) == size
     assert end["exitCode"] == 0
 
 
@@ -741,8 +757,7 @@ def test_an_endless_header_is_cut_off(agent):
             yield b"X-%d: %s\r\n" % (i, b"y" * 1000)
 
     assert agent.raw(*flood()).startswith((b"HTTP/1.1 431 ", b""))
-    before = int(Path(f"/proc/{agent.process.pid}/statm").read_text().split()[1])
-    assert before * os.sysconf("SC_PAGESIZE") < 64 << 20
+    assert agent.resident_bytes() < 20 << 20
 
 
 def test_silent_connections_do_not_shut_others_out(agent):
@@ -766,14 +781,7 @@ def test_more_connections_than_allowed_wait_for_their_turn(new_agent):
 def test_an_idle_agent_sleeps(new_agent):
     stream = new_agent.sh("sleep 1000")
     pid = stream.pid()
-
-    def wakes():
-        lines = Path(f"/proc/{new_agent.process.pid}/status").read_text().splitlines()
-        return next(line for line in lines if line.startswith("voluntary_ctxt_switches"))
-
-    wait_until(lambda: state_of(new_agent.process.pid) == "S", "the agent's sleep")
-    before = wakes()
-    time.sleep(1)
-    assert wakes() == before
+    wait_until(new_agent.rests, "the agent's rest")
+    assert new_agent.rests(seconds=1)
     new_agent.process_call("SendSignal", pid, signal="SIGNAL_SIGKILL")
     stream.run()

@@ -1,8 +1,11 @@
 """The daemon may die at any moment: what runs goes on, what was half done is rolled back, nothing is left over."""
 
+import contextlib
+import json
 import os
 import random
 import signal
+import socket
 import subprocess
 
 import pytest
@@ -10,7 +13,7 @@ import pytest
 from guest import Counter, boot_id
 from harness import Sandbox, wait_until
 
-SEEDS = 8
+SEEDS = 6
 
 
 def test_running_sandboxes_go_on(new_daemon):
@@ -109,6 +112,50 @@ def test_a_daemon_killed_in_its_recovery_starts_again(new_daemon):
     daemon.expect_consistent()
     for counter, state in zip(counters, states):
         counter.wait_beyond(state)
+
+
+def ask_vmm(path, command):
+    """Asks QEMU itself; it talks to one client at a time, so no daemon may be there."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(20)
+        connection.connect(str(path))
+        with connection.makefile("rw", encoding="utf-8") as lines:
+            lines.readline()
+            for execute in ("qmp_capabilities", command):
+                lines.write(json.dumps({"execute": execute}) + "\n")
+                lines.flush()
+                while "return" not in (answer := json.loads(lines.readline())):
+                    assert "error" not in answer, answer
+    return answer["return"]
+
+
+@pytest.mark.parametrize("operation", ["pause", "fork"])
+def test_kill_9_while_the_guest_stands_still(new_daemon, operation):
+    """The device state is written first; then the guest waits for its memory to be copied, here 64 MiB."""
+    daemon = new_daemon()
+    sandbox = daemon.run()
+    counter = Counter(sandbox)
+    sandbox.sh("dd if=/dev/urandom of=/dev/shm/data bs=1M count=64 2>/dev/null; md5sum /dev/shm/data > /root/sum; sync")
+    before = counter.read()
+    directory = daemon.data / "sandboxes" / sandbox.id
+    old = (directory / "state").stat()
+    client = daemon.popen(operation, sandbox.id, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def written():
+        with contextlib.suppress(FileNotFoundError):
+            now = (directory / "state").stat()
+            return (now.st_ino, now.st_mtime_ns) != (old.st_ino, old.st_mtime_ns) and now.st_size > 0
+
+    while not written():
+        assert client.poll() is None, "the device state was not seen being written"
+    daemon.kill()
+    client.communicate(timeout=30)
+    assert ask_vmm(directory / "qmp.sock", "query-status")["status"] == "paused", "the kill came too late"
+    daemon.start()
+    daemon.expect_consistent()
+    assert sandbox.state() == "running"
+    counter.wait_beyond(before)
+    assert sandbox.sh("md5sum -c /root/sum") == "/dev/shm/data: OK"
 
 
 class Interruption:
