@@ -6,8 +6,8 @@
 
 #include "api/body.h"
 #include "api/string_map.h"
-#include "api/timestamp.h"
-#include "api/utf8.h"
+#include "base/timestamp.h"
+#include "base/utf8.h"
 
 #define CLIENT_ID "dormouse"
 #define ALL_IPV4  "0.0.0.0/0"

@@ -5,9 +5,9 @@
 #include "api/e2b.h"
 #include "api/guest.h"
 #include "api/reply.h"
-#include "api/timestamp.h"
-#include "api/utf8.h"
 #include "base/io.h"
+#include "base/timestamp.h"
+#include "base/utf8.h"
 
 #define LOG_BYTES     (256 * 1024UL)
 #define LINES_MAX     1000

@@ -4,7 +4,7 @@
 #include "api/api.h"
 #include "api/e2b.h"
 #include "api/reply.h"
-#include "api/timestamp.h"
+#include "base/timestamp.h"
 
 #define MIB (1024 * 1024UL)
 

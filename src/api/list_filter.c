@@ -8,7 +8,7 @@
 
 #include "api/e2b.h"
 #include "api/string_map.h"
-#include "api/timestamp.h"
+#include "base/timestamp.h"
 
 int list_filter_metadata(const char *text, struct string_list *list)
 {

@@ -4,8 +4,8 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "api/timestamp.h"
 #include "base/io.h"
+#include "base/timestamp.h"
 
 #define LINE_MAX_BYTES 2048
 

@@ -17,7 +17,7 @@
 #include "api/log.h"
 #include "api/native_json.h"
 #include "api/reply.h"
-#include "api/utf8.h"
+#include "base/utf8.h"
 
 #define BLOCK_BYTES (16 * 1024UL)
 

@@ -3,8 +3,8 @@
 #include <string.h>
 
 #include "api/string_map.h"
-#include "api/timestamp.h"
-#include "api/utf8.h"
+#include "base/timestamp.h"
+#include "base/utf8.h"
 
 /* 0 stands for "no such time". */
 static json_t *time_json(int64_t ns)

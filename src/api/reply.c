@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "api/utf8.h"
+#include "base/utf8.h"
 
 #define JSON_TYPE "application/json"
 

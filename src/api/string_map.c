@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "api/utf8.h"
+#include "base/utf8.h"
 
 /* NULL, and the error, when the member is no string. */
 static const char *member_text(const char *field, const char *key, json_t *value, struct error *err)

@@ -6,9 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "api/timestamp.h"
 #include "base/io.h"
 #include "base/strbuf.h"
+#include "base/timestamp.h"
 
 #define COLUMN_GAP      3
 #define HEADING_COLUMN  18

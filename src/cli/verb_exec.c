@@ -6,7 +6,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#include "api/utf8.h"
+#include "base/utf8.h"
 #include "cli/api.h"
 #include "cli/exec_session.h"
 #include "cli/options.h"

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "api/utf8.h"
+#include "base/utf8.h"
 #include "cli/api.h"
 #include "cli/format.h"
 #include "cli/options.h"

@@ -9,9 +9,9 @@
 #include "api/proxy_target.h"
 #include "api/signature.h"
 #include "api/string_map.h"
-#include "api/timestamp.h"
 #include "api/uri.h"
-#include "api/utf8.h"
+#include "base/timestamp.h"
+#include "base/utf8.h"
 
 static void check(bool condition)
 {

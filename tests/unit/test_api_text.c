@@ -5,9 +5,9 @@
 
 #include "api/body.h"
 #include "api/string_map.h"
-#include "api/timestamp.h"
 #include "api/uri.h"
-#include "api/utf8.h"
+#include "base/timestamp.h"
+#include "base/utf8.h"
 
 static void check_decode(const char *text, bool form, const char *expected)
 {

@@ -1,4 +1,4 @@
-#include "api/timestamp.h"
+#include "base/timestamp.h"
 
 #include <ctype.h>
 #include <errno.h>

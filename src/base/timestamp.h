@@ -3,8 +3,8 @@
  *
  * Pure; any thread. Times are ns of CLOCK_REALTIME.
  */
-#ifndef DORMOUSE_API_TIMESTAMP_H
-#define DORMOUSE_API_TIMESTAMP_H
+#ifndef DORMOUSE_BASE_TIMESTAMP_H
+#define DORMOUSE_BASE_TIMESTAMP_H
 
 #include <stddef.h>
 #include <stdint.h>

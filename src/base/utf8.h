@@ -3,8 +3,8 @@
  *
  * Pure; any thread.
  */
-#ifndef DORMOUSE_API_UTF8_H
-#define DORMOUSE_API_UTF8_H
+#ifndef DORMOUSE_BASE_UTF8_H
+#define DORMOUSE_BASE_UTF8_H
 
 #include <jansson.h>
 #include <stddef.h>
