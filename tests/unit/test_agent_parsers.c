@@ -235,9 +235,9 @@ static struct user_database load(const char *directory, const char *passwd_text,
 
 static void users_come_with_their_groups(void **state)
 {
-    CLEANUP_USER_DATABASE struct user_database database =
-        load(*state, "root:x:0:0:root:/root:/bin/sh\nuse:x:9:9::/:\nuser:x:1000:100::/home/user:/bin/sh",
-             "root:x:0:\nusers:x:100:user\na:x:1:x,user\nb:x:2:user,x\nc:x:3:users\nbad:x:-4:user\nd:x:5");
+    CLEANUP_USER_DATABASE struct user_database database = load(
+        *state, "root:x:0:0:root:/root:/bin/sh\nuse:x:9:9::/:\nuser:x:1000:100::/home/user:/bin/sh",
+        "root:x:0:\nusers:x:100:user\na:x:1:x,user\nb:x:2:user,x\nc:x:3:users\nbad:x:-4:user\nd:x:5\ne:x:6:abcd\n");
     CLEANUP_USER struct user user = {0};
     assert_int_equal(users_find(&database, "user", &user, NULL), 0);
     assert_int_equal(user.uid, 1000);
