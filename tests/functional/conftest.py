@@ -1,13 +1,12 @@
 """Fixtures. `daemon` is shared and has the template `tiny`; a test that harms its daemon asks for `new_daemon`."""
 
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
+import watchdog
 from harness import Daemon, Outside, wait_until
 
 CACHE = Path(os.environ.get("DORMOUSE_TEST_CACHE", "/var/cache/dormouse-tests"))
@@ -25,11 +24,10 @@ def directory(request):
     made = Path(tempfile.mkdtemp(prefix="dormouse-tests-", dir=base)).resolve()
     made.chmod(0o711)
     request.config.stash[DIRECTORY] = made
-    command = [sys.executable, str(Path(__file__).with_name("watchdog.py")), str(made)]
-    watchdog = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    process = watchdog.start(made)
     yield made
-    watchdog.stdin.close()
-    assert watchdog.wait(timeout=120) == 0
+    process.stdin.close()
+    assert process.wait(timeout=120) == 0
     assert not made.exists(), f"{made} could not be removed"
 
 

@@ -46,6 +46,16 @@ def wait_until(condition, what, seconds=20):
     return result
 
 
+def without(scratch, *missing):
+    """Arguments before a command that make it run where these files, relative to /usr, don't exist."""
+    made = "".join(f"mkdir -p $(dirname {path}) && mknod {path} c 0 0 && " for path in missing)  # overlayfs' "gone"
+    script = (
+        f"mount -t tmpfs scratch {scratch} && mkdir {scratch}/upper {scratch}/work && cd {scratch}/upper && {made}"
+        f'mount -t overlay -o lowerdir=/usr,upperdir={scratch}/upper,workdir={scratch}/work usr /usr && exec "$@"'
+    )
+    return ["unshare", "--mount", "sh", "-c", script, "sh"]
+
+
 class Result:
     """What a finished command left: status, out (text), out_bytes, error (text)."""
 
@@ -93,13 +103,15 @@ def run_process(arguments, *, data=b"", seconds=CALL_SECONDS, env=None):
 
 
 class Daemon:
-    """One dormoused with its data directory DIRECTORY/NAME. `seed` is a data directory to begin with."""
+    """One dormoused with its data directory DIRECTORY/NAME. `seed` is a data directory to begin with; `wrapper`,
+    arguments before the program."""
 
-    def __init__(self, directory, name, seed=None, network_ahead=2):
+    def __init__(self, directory, name, seed=None, network_ahead=2, wrapper=()):
         self.data = Path(directory) / name
         self.socket = Path(directory) / f"{name}.sock"
         self.log_path = Path(directory) / f"{name}.log"
         self.network_ahead = network_ahead
+        self.wrapper = wrapper
         self.port = 0
         self.process = None
         self.environment = {**os.environ, "DORMOUSE_SOCKET": str(self.socket)}
@@ -110,6 +122,7 @@ class Daemon:
 
     def arguments(self):
         return [
+            *self.wrapper,
             str(executable("dormoused")),
             f"--data={self.data}",
             f"--socket={self.socket}",

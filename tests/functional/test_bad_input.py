@@ -10,7 +10,7 @@ import time
 import pytest
 
 from guest import Counter
-from harness import Daemon, Sandbox, executable, run_process, wait_until
+from harness import Daemon, Sandbox, executable, run_process, wait_until, without
 
 
 # ---- VMMs that don't answer: the end of this is the last test ----
@@ -127,6 +127,20 @@ def test_two_kills_at_once(daemon):
     outcomes = [(process.communicate(timeout=60), process.returncode) for process in processes]
     assert [status for _, status in outcomes].count(0) >= 1
     assert daemon.list() == {}
+
+
+# ---- missing packages ----
+
+
+@pytest.mark.parametrize(
+    "program, package",
+    [("bin/qemu-system-x86_64", "qemu-system-x86"), ("bin/qemu-img", "qemu-utils"), ("sbin/mke2fs", "mke2fs")],
+)
+def test_a_missing_package_is_named(new_daemon, tmp_path, program, package):
+    daemon = new_daemon(wrapper=without(tmp_path, program))
+    line = build_failure(daemon, "--recipe", "tiny", "--memory", "128M")
+    assert package in line and ("install" in line or "make packages" in line), line
+    daemon.expect_clean()
 
 
 # ---- templates ----

@@ -4,8 +4,8 @@
 Runs as a child of pytest in a session of its own and waits for the end of its standard input, which comes when
 pytest ends, however it ends. All that a session makes is found by the name of its directory:
 
-    processes        one of whose arguments, or whose environment's DORMOUSE_SOCKET, lies in the directory (daemons,
-                     clients), and those that carry a daemon's mark (DORMOUSE_VMM=INSTANCE/...)
+    processes        with a path in the directory in their arguments, or in their environment's DORMOUSE_SOCKET
+                     (daemons, clients), and those that carry a daemon's mark (DORMOUSE_VMM=INSTANCE/...)
     namespaces       dormouse-SLOT and dmhSLOT, whose claim in /run/dormouse/net names a data directory in it;
                      network namespaces that are called like it
     mounts           below it
@@ -26,7 +26,7 @@ DEATH_SECONDS = 20
 
 
 def data_directories(directory):
-    return [path.parent for path in Path(directory).glob("*/instance")]
+    return [path.parent for pattern in ("*/instance", "*/*/instance") for path in Path(directory).glob(pattern)]
 
 
 def marks(directory):
@@ -47,7 +47,7 @@ def processes(directory):
         except OSError:
             continue
         if (
-            any(argument.startswith(within) for argument in arguments)
+            any(within in argument for argument in arguments)
             or any(variable.startswith(b"DORMOUSE_SOCKET=" + within) for variable in environment)
             or any(environment[0].startswith(prefix) for prefix in prefixes)
         ):
@@ -104,6 +104,11 @@ def clean(directory):
         quietly("umount", point)
     if not mounts(directory):
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def start(directory):
+    """Starts one for `directory`; it works when its standard input is closed, or when the caller is gone."""
+    return subprocess.Popen([sys.executable, __file__, str(directory)], stdin=subprocess.PIPE, start_new_session=True)
 
 
 def main():
