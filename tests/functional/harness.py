@@ -67,7 +67,9 @@ class Result:
         self.error = error.decode(errors="replace")
 
     def __str__(self):
-        return f"{' '.join(self.arguments)!r}: status {self.status}\nout: {self.out[-2000:]}\nerror: {self.error[-2000:]}"
+        return (
+            f"{' '.join(self.arguments)!r}: status {self.status}\nout: {self.out[-2000:]}\nerror: {self.error[-2000:]}"
+        )
 
     def json(self):
         return json.loads(self.out)

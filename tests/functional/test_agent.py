@@ -184,7 +184,9 @@ def test_files_up_and_down(agent, sandbox):
 
 
 def test_no_space_in_the_guest_is_507(agent):
-    status, _ = agent.request("POST", "/files?path=large", bytes(80 << 20), **{"Content-Type": "application/octet-stream"})
+    status, _ = agent.request(
+        "POST", "/files?path=large", bytes(80 << 20), **{"Content-Type": "application/octet-stream"}
+    )
     assert status == 507
 
 
@@ -246,5 +248,7 @@ def test_a_slow_reader_bounds_the_agents_memory(agent, sandbox):
     with agent.start("yes") as messages:
         pid = next(messages)["event"]["start"]["pid"]
         wait_until(lambda: "pipe" in sandbox.sh(f"cat /proc/{pid}/wchan"), "yes waiting for its pipe")
-        used = sandbox.sh("for p in /proc/[0-9]*; do grep -q dormouse-agent $p/comm && awk '/VmRSS/ {print $2}' $p/status; done; true")
+        used = sandbox.sh(
+            "for p in /proc/[0-9]*; do grep -q dormouse-agent $p/comm && awk '/VmRSS/ {print $2}' $p/status; done; true"
+        )
         assert 0 < max(int(kib) for kib in used.split()) < 32 * 1024

@@ -18,8 +18,8 @@ from harness import Daemon, Sandbox, executable, run_process, wait_until, withou
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen(directory, seed):
-    """Sandboxes whose VMMs are stopped (SIGSTOP), and a call on each. The calls take a minute to fail: they begin before
-    the first test of this module and are looked at by the last."""
+    """Sandboxes whose VMMs are stopped (SIGSTOP), and a call on each. The calls take a minute to fail: they begin
+    before the first test of this module and are looked at by the last."""
     daemon = Daemon(directory, "frozen", seed).start()
     sandboxes = {verb: daemon.run() for verb in ("exec", "pause", "fork", "cp", "stats", "logs", "kill")}
     bystander = daemon.run()
@@ -99,7 +99,9 @@ def test_wrong_states_are_conflicts(daemon):
     sandbox = daemon.run()
     sandbox.pause()
     for path in ("pause", "timeout"):
-        status, body = daemon.http("POST", f"/sandboxes/{sandbox.id}/{path}", {"timeout": 10} if path == "timeout" else {})
+        status, body = daemon.http(
+            "POST", f"/sandboxes/{sandbox.id}/{path}", {"timeout": 10} if path == "timeout" else {}
+        )
         assert status == 409 and body["code"] == 409, body
     assert sandbox.state() == "paused"
     status, body = daemon.http("POST", "/sandboxes/zzzzzz/pause", {})

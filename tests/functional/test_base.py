@@ -30,7 +30,9 @@ def test_its_user(debian):
 
 
 def test_python_goes_on_over_pause_and_fork(debian):
-    user(debian, """
+    user(
+        debian,
+        """
 cat > counter.py <<'END'
 import os, secrets, time
 nonce, count = secrets.token_hex(16), 0
@@ -42,7 +44,8 @@ while True:
     time.sleep(0.05)
 END
 setsid python counter.py >/dev/null 2>&1 &
-until [ -e /dev/shm/count ]; do sleep 0.05; done""")
+until [ -e /dev/shm/count ]; do sleep 0.05; done""",
+    )
 
     def read(sandbox):
         count, nonce, pid = user(sandbox, "cat /dev/shm/count").split()

@@ -27,7 +27,8 @@ def test_every_verb_has_help_without_a_daemon(verb, directory):
         ["frobnicate"], ["run", "--frobnicate"], ["run", "--memory"], ["run", "--memory", "many"], ["run", "extra"],
         ["info"], ["info", "a", "b"], ["exec", "a"], ["cp", "a", "b"], ["cp", "a:b", "c:d"], ["fork", "-n", "0", "a"],
         ["fork", "-n", "x", "a"], ["run", "--timeout", "soon"], ["run", "--env", "=x"], ["run", "--on-timeout", "sing"],
-        ["template"], ["template", "frobnicate"], ["kill"], ["kill", "--all", "a"], ["exec", "-t", "--json", "a", "true"],
+        ["template"], ["template", "frobnicate"], ["kill"], ["kill", "--all", "a"],
+        ["exec", "-t", "--json", "a", "true"],
     ],
 )  # fmt: skip
 def test_usage_errors_are_status_2_and_one_line(daemon, arguments):
@@ -130,7 +131,9 @@ def test_logs_show_the_guests_console(sandbox):
 
 
 def test_env_can_be_evaluated_by_a_shell(daemon):
-    script = daemon.cli("env").expect(0).out + 'printf "%s\\n%s\\n%s\\n" "$E2B_API_URL" "$E2B_SANDBOX_URL" "$E2B_API_KEY"'
+    script = (
+        daemon.cli("env").expect(0).out + 'printf "%s\\n%s\\n%s\\n" "$E2B_API_URL" "$E2B_SANDBOX_URL" "$E2B_API_KEY"'
+    )
     url, sandbox_url, key = run_process(["sh", "-c", script]).expect(0).out.split()
     assert url == sandbox_url == f"http://127.0.0.1:{daemon.port}"
     assert key.startswith("e2b_") and len(key) == 44

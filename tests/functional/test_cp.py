@@ -130,7 +130,8 @@ HOSTILE = {
 def test_a_hostile_guests_archive_does_not_escape(sandbox, tmp_path):
     """The guest's tar is replaced by one that sends what it likes."""
     sandbox.sh("mkdir -m 777 /home/user/copied; rm -f /bin/tar /usr/bin/tar; "
-               "printf '#!/bin/sh\\ntouch /tmp/used\\ncp /tmp/hostile.tar $3\\n' > /bin/tar; chmod 755 /bin/tar")  # fmt: skip
+               "printf '#!/bin/sh\\ntouch /tmp/used\\ncp /tmp/hostile.tar $3\\n' > /bin/tar; "
+               "chmod 755 /bin/tar")  # fmt: skip
     victim = tmp_path / "victim"
     victim.write_text("untouched")
     links = Path("/etc/passwd").stat().st_nlink

@@ -134,7 +134,9 @@ def test_a_terminal_has_the_windows_size_and_follows_it(sandbox):
 
 
 def test_ctrl_c_on_a_terminal_interrupts_the_command(sandbox):
-    terminal = Terminal(sandbox, "sh", "-c", "trap 'echo interrupted; exit 7' INT; echo ready; while :; do sleep 1; done")
+    terminal = Terminal(
+        sandbox, "sh", "-c", "trap 'echo interrupted; exit 7' INT; echo ready; while :; do sleep 1; done"
+    )
     try:
         terminal.read_until("ready")
         terminal.write("\x03")

@@ -91,7 +91,9 @@ def test_random_numbers_differ_because_the_generator_is_reseeded(sandbox):
     """Twins have the generator's state in common, and Linux reseeds it by itself only after half of its uptime: so
     within that time, what two twins read differs by our reseeding alone."""
     uptime = "cut -d. -f1 /proc/uptime"
-    age = int(sandbox.sh(f"until [ $({uptime}) -ge 12 ]; do usleep 100000; done; head -c 1 /dev/urandom >/dev/null; {uptime}"))
+    age = int(
+        sandbox.sh(f"until [ $({uptime}) -ge 12 ]; do usleep 100000; done; head -c 1 /dev/urandom >/dev/null; {uptime}")
+    )
     sandbox.pause()
     read = "head -c 32 /dev/urandom | md5sum"
     twins = sandbox.fork(2)
@@ -125,7 +127,9 @@ def test_an_idle_fork_has_little_memory_of_its_own(sandbox):
     private = [child.stats()["private_bytes"] for child in children]
     assert max(private) <= 3 * MIB, private
     written = children[0]
-    written.sh("mkdir /tmp/ram; mount -t tmpfs ram /tmp/ram; dd if=/dev/urandom of=/tmp/ram/data bs=1M count=16 2>/dev/null")
+    written.sh(
+        "mkdir /tmp/ram; mount -t tmpfs ram /tmp/ram; dd if=/dev/urandom of=/tmp/ram/data bs=1M count=16 2>/dev/null"
+    )
     assert 16 * MIB <= written.stats()["private_bytes"] <= 32 * MIB
     assert children[1].stats()["private_bytes"] <= 6 * MIB
 

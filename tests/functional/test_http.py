@@ -72,7 +72,7 @@ def test_garbage_is_answered_or_cut_off(connect, garbage):
 
 def test_garbage_of_every_length_from_a_seeded_generator(connect):
     randomness = random.Random(2)
-    request = b"POST /v2/sandboxes HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n{\"templateID\":\"a\"}  "
+    request = b'POST /v2/sandboxes HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n{"templateID":"a"}  '
     for _ in range(200):
         damaged = bytearray(request)
         for _ in range(randomness.randrange(1, 8)):

@@ -126,7 +126,9 @@ def test_no_other_guest_is_reached(daemon):
 
 def test_every_guest_has_the_same_addresses(daemon):
     guests = [daemon.run(), daemon.run()]
-    seen = {guest.sh("ip -o addr show dev eth0 | grep -o 'inet [^ ]*'; cat /sys/class/net/eth0/address") for guest in guests}
+    seen = {
+        guest.sh("ip -o addr show dev eth0 | grep -o 'inet [^ ]*'; cat /sys/class/net/eth0/address") for guest in guests
+    }
     assert seen == {"inet 169.254.77.2/30\n02:00:5e:00:00:02"}
 
 

@@ -125,7 +125,8 @@ def test_several_at_once(daemon):
 
 def test_open_files_and_a_deleted_one_go_on(sandbox):
     """What only the guest's kernel knows: an open descriptor of a file without a name, a full pipe, a lock."""
-    sandbox.sh("""
+    sandbox.sh(
+        """
         cat > /root/program <<'END'
 exec 5>/root/unlinked 6</root/unlinked
 rm /root/unlinked
@@ -137,7 +138,8 @@ cat <&6 > /root/result
 END
         setsid sh /root/program >/dev/null 2>&1 &
         until [ -p /root/go ]; do usleep 20000; done
-    """)
+    """
+    )
     sandbox.pause()
     sandbox.resume()
     sandbox.sh("echo > /root/go; until [ -s /root/result ]; do usleep 20000; done; usleep 100000")

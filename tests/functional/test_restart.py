@@ -172,7 +172,9 @@ class Interruption:
         self.subject = daemon.run()
         self.counters = [Counter(self.bystander), Counter(self.subject)]
         for sandbox in (self.bystander, self.subject):
-            sandbox.sh("dd if=/dev/urandom of=/dev/shm/data bs=1M count=4 2>/dev/null; md5sum /dev/shm/data > /root/sum; sync")
+            sandbox.sh(
+                "dd if=/dev/urandom of=/dev/shm/data bs=1M count=4 2>/dev/null; md5sum /dev/shm/data > /root/sum; sync"
+            )
         self.states = [counter.read() for counter in self.counters]
         if operation == "resume":
             self.subject.pause()

@@ -60,7 +60,8 @@ class Filler:
 
 def dirty(sandbox, mib):
     sandbox.sh("mkdir -p /tmp/ram; mount -t tmpfs ram /tmp/ram; "
-               f"dd if=/dev/urandom of=/tmp/ram/data bs=1M count={mib} 2>/dev/null; md5sum /tmp/ram/data > /tmp/ram/sum")  # fmt: skip
+               f"dd if=/dev/urandom of=/tmp/ram/data bs=1M count={mib} 2>/dev/null; "
+               "md5sum /tmp/ram/data > /tmp/ram/sum")  # fmt: skip
 
 
 def expect_intact(sandbox):

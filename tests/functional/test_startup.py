@@ -85,7 +85,7 @@ def corrupt_in_the_middle(path):
 
 def corrupt_a_record(path):
     with sqlite3.connect(path) as database:
-        database.execute("UPDATE object SET document = '{\"state\": \"dancing\"}'")
+        database.execute('UPDATE object SET document = \'{"state": "dancing"}\'')
     database.close()
 
 
@@ -95,9 +95,7 @@ def of_a_later_version(path):
     database.close()
 
 
-@pytest.mark.parametrize(
-    "corrupt", [corrupt_with_garbage, corrupt_in_the_middle, corrupt_a_record, of_a_later_version]
-)
+@pytest.mark.parametrize("corrupt", [corrupt_with_garbage, corrupt_in_the_middle, corrupt_a_record, of_a_later_version])
 def test_a_corrupt_registry_is_refused_and_left_as_it_is(new_daemon, corrupt):
     daemon = new_daemon()
     sandbox = daemon.run()

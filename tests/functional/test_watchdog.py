@@ -25,7 +25,10 @@ sys.stdin.read()
 def test_a_killed_session_is_cleaned_up_after(directory, seed):
     session = Path(tempfile.mkdtemp(prefix="dormouse-killed-", dir=directory.parent))
     victim = subprocess.Popen(
-        [sys.executable, "-c", SESSION, session, seed], cwd=Path(__file__).parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", SESSION, session, seed],
+        cwd=Path(__file__).parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert victim.stdout.readline() == b"ready\n"
     assert len(list(watchdog.processes(session))) >= 3  # daemon, VMM, client
