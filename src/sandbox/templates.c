@@ -183,7 +183,10 @@ static int make_overlay(struct build *build, struct error *err)
     if (overlay == NULL || asprintf(&size, "%" PRIu64, build->info.disk_bytes) < 0)
         return error_set(err, ENOMEM, "out of memory");
     const char *arguments[] = {"qemu-img", "create", "-q", "-f", "qcow2", overlay, size, NULL};
-    return process_run(arguments, err);
+    int r = process_run(arguments, err);
+    if (r == -ENOENT)
+        error_hint(err, "apt-get install qemu-utils");
+    return r;
 }
 
 static int make_memory(struct build *build, struct error *err)
