@@ -1,15 +1,19 @@
 /*
- * capture.h: copies what a stopped guest changed in memory into an image.
+ * capture.h: from what a guest changed, in memory or on disk, to frames of a layer.
  *
  * A guest's RAM is a private mapping of its parent image, so what it changed is among its private (anonymous)
- * pages, and the kernel's page tables know those: PAGEMAP_SCAN (Linux 6.7,
- * Documentation/admin-guide/mm/pagemap.rst) finds present or swapped pages that are not the file's; on older
- * kernels bits 61–63 of /proc/PID/pagemap say the same. Pages are read by process_vm_readv in runs, compared with
- * the parent image, and only those that differ are written. Cost follows what is private, not how large the guest
- * is. Memory used: two
- * buffers of CAPTURE_BUFFER.
+ * pages, and the kernel's page tables know those: PAGEMAP_SCAN (Linux 6.7, Documentation/admin-guide/mm/pagemap.rst)
+ * finds present or swapped pages that are not the file's; on older kernels bits 61–63 of /proc/PID/pagemap say the
+ * same. Pages are read by process_vm_readv in runs, and those that are zero or equal to the parent's are dropped; the
+ * others are compressed and written, on all cores. Cost follows what is private, not how large the guest is.
  *
- * The guest must be stopped. Any thread.
+ * The parent's pages are read through its file in the image server's mount, where those that the guest wrote to are in
+ * the page cache already: copying them on write has put them there. Pages that the parent's map has as zero aren't read
+ * at all.
+ *
+ * A capture never changes the guest: it only reads, so a guest whose capture failed goes on. Memory used: at most
+ * CAPTURE_MEMORY_MAX whatever the guest's size, and the list of changes, 16 bytes for each run. The guest must be
+ * stopped, the overlay's generations frozen. Any thread; it starts and ends threads of its own.
  */
 #ifndef DORMOUSE_IMAGE_CAPTURE_H
 #define DORMOUSE_IMAGE_CAPTURE_H
@@ -19,32 +23,54 @@
 #include <sys/types.h>
 
 #include "base/error.h"
+#include "image/overlay.h"
+#include "store/layer.h"
+#include "store/map.h"
 #include "vmm/vmm.h"
 
-#define CAPTURE_BUFFER (4u << 20) /* bytes */
+#define CAPTURE_MEMORY_MAX (64u << 20) /* bytes */
 
-struct capture_source {
+/* What the changes are against. */
+struct capture_parent {
+    const struct image_map *map; /* NULL: all zero */
+    int fd;                      /* the parent image as a file */
+};
+
+struct capture_memory {
     pid_t pid;
     const struct vmm_ram_range *ranges; /* ascending offsets */
     size_t range_count;
-    int parent_fd;     /* the image that the guest maps */
+    struct capture_parent parent;
     bool without_scan; /* read /proc/PID/pagemap even where PAGEMAP_SCAN is there (tests) */
 };
 
-struct capture_result {
-    uint64_t private_bytes; /* found */
-    uint64_t written_bytes; /* of them, different from the parent and written */
+struct capture_disk {
+    struct overlay_view *view; /* NULL: nothing was written */
+    struct capture_parent parent;
 };
 
-/*
- * Writes the changed pages at their offsets into `image_fd`, a clone of the parent image. -ENOSPC when the disk is
- * full, -ESRCH when the VMM ends meanwhile.
- */
-int capture_memory(const struct capture_source *source, int image_fd, struct capture_result *ret,
-                   struct error *err);
+/* A capture's outcome: for image_map_apply, `layer` being `layer_index` or MAP_LAYER_ZERO. */
+struct capture_result {
+    struct map_extent *changes; /* ascending */
+    size_t change_count;
+    uint64_t private_bytes; /* looked at */
+    uint64_t changed_bytes; /* of them, different from the parent */
+    uint64_t stored_bytes;  /* in the layer, compressed */
+};
+void capture_result_done(struct capture_result *result);
+
+/* -ENOSPC when the disk is full, -ESRCH when the VMM ends meanwhile. */
+int capture_memory(const struct capture_memory *source, struct layer_writer *layer, uint32_t layer_index,
+                   struct capture_result *ret, struct error *err);
+int capture_disk(const struct capture_disk *source, struct layer_writer *layer, uint32_t layer_index,
+                 struct capture_result *ret, struct error *err);
+
+/* A raw disk image (sparse) as a whole, for a template. */
+int capture_file(int fd, uint64_t bytes, struct layer_writer *layer, uint32_t layer_index,
+                 struct capture_result *ret, struct error *err);
 
 /* Counts only: private pages and resident ones, bytes. The guest may run. */
-int capture_count(const struct capture_source *source, uint64_t *ret_private, uint64_t *ret_resident,
+int capture_count(const struct capture_memory *source, uint64_t *ret_private, uint64_t *ret_resident,
                   struct error *err);
 
 #endif

@@ -1,21 +1,16 @@
 /*
- * store.h: snapshots on the local disk.
+ * store.h: snapshots on the local disk (docs/snapshot-format.md): committing, finding, removing, keeping them in order.
  *
- * A snapshot is a directory, snapshots/ID, that came into being by one rename and is never changed afterwards:
+ * Order of calls: store_open; then store_begin, layers and links, store_commit or store_abort; or store_materialize,
+ * which makes a VM directory out of a snapshot. store_gc removes layers that no manifest in `snapshots` or `vms` names;
+ * store_compact bounds what reading an image costs.
  *
- *     memory          the guest's RAM, a sparse file       rootfs.base     the immutable rootfs image
- *     state           device state                         rootfs.overlay  qcow2 over rootfs.base
- *     kernel, initrd  what was booted                      manifest.json   what all this is
+ * A snapshot is complete or absent, whenever the process or the host dies. Snapshots can be removed while VMs made from
+ * them run: a VM directory holds links to the manifest and the kernel, so gc leaves its layers.
  *
- * What several snapshots and VM directories have in common are hard links to one file. So a snapshot can be removed
- * while forks of it run: the file system keeps what they still map, for as long as they do.
- *
- * Order of calls: store_open; then store_begin, filling the writer's directory, and store_commit or store_abort; or
- * store_materialize, which makes a VM directory out of a snapshot.
- *
- * Threads: all functions may be called from any thread; the caller sees to it that a snapshot is not removed while
- * it is being materialized. Errors: negative errno; -ENOENT no such snapshot, -EBADMSG one that is damaged (with
- * what).
+ * Threads: all functions may be called from any thread. gc waits for commits under way and the other way round only for
+ * the moments in which names change. One process at a time: the directory is locked. Errors: negative errno; -EBUSY
+ * another process has the store; -ENOENT no such snapshot; -EBADMSG one that is damaged (with what).
  */
 #ifndef DORMOUSE_STORE_STORE_H
 #define DORMOUSE_STORE_STORE_H
@@ -24,44 +19,40 @@
 #include <sys/types.h>
 
 #include "base/error.h"
+#include "store/image.h"
+#include "store/layer.h"
+#include "store/manifest.h"
 
-#define SNAPSHOT_FORMAT_VERSION 1
+#define STORE_FILE_MANIFEST      "manifest"
+#define STORE_FILE_DISK_MANIFEST "disk-manifest"
+#define STORE_FILE_WORKING_SET   "working-set"
+
+/* Beyond these an image is worth compacting. */
+#define STORE_LAYERS_WANTED  16u
+#define STORE_EXTENTS_WANTED 65536u
 
 struct store;
 
-/* What a snapshot is, apart from its bytes. Strings are owned, "" where there is none. */
-struct snapshot_manifest {
-    char *id;
-    char *parent_id;
-    char *sandbox_id;
-    char *template_id;
-    char *vmm;         /* name and version, e.g. "qemu 7.2.22" */
-    char *accelerator; /* vmm_accelerator_name */
-    char *kernel;      /* version */
-    unsigned machine_revision;
-    unsigned cpus;
-    uint64_t memory_bytes;
-    uint64_t disk_bytes;  /* virtual size of the rootfs */
-    uint64_t state_bytes; /* size of the device state */
-    int64_t created_ns;   /* CLOCK_REALTIME */
-};
-void snapshot_manifest_done(struct snapshot_manifest *manifest);
-
-/* What it occupies, bytes of disk blocks. */
-struct snapshot_usage {
-    uint64_t memory_bytes;
-    uint64_t overlay_bytes;
-};
-
-/* Opens (and makes) the store in `directory` and removes what was half made when a daemon died. */
-int store_open(const char *directory, struct store **ret, struct error *err);
+/* Opens (and makes) the store in `data_directory` and removes what was half made when a daemon died. */
+int store_open(const char *data_directory, struct store **ret, struct error *err);
 void store_close(struct store *store);
+/* The directory of layers, for layer_open and image_open. */
+int store_layers_fd(const struct store *store);
 
 /* Ids of all committed snapshots, NULL-terminated; freed by store_list_done. */
 int store_list(struct store *store, char ***ret_ids, struct error *err);
 void store_list_done(char **ids);
 
-int store_read(struct store *store, const char *id, struct snapshot_manifest *ret, struct error *err);
+/* Description and layers; maps are read by store_load. */
+int store_read(struct store *store, const char *id, struct snapshot *ret, struct error *err);
+int store_load(struct store *store, const char *id, struct snapshot *ret, struct error *err);
+
+/* What it occupies. */
+struct snapshot_usage {
+    uint64_t image_bytes[IMAGE_KINDS]; /* pages in its maps, bytes before compression */
+    uint64_t stored_bytes;             /* of its layers, as files: shared ones included */
+    uint64_t own_bytes;                /* of layers that no other snapshot names */
+};
 int store_usage(struct store *store, const char *id, struct snapshot_usage *ret, struct error *err);
 int store_remove(struct store *store, const char *id, struct error *err);
 
@@ -74,30 +65,45 @@ const char *snapshot_writer_id(const struct snapshot_writer *writer);
 /* Links VM_DIRECTORY/name into the snapshot, sharing the file: it must never be written again. */
 int snapshot_writer_link(struct snapshot_writer *writer, const char *vm_directory, const char *name,
                          struct error *err);
-/* Copies it (image/clone.h): the original may change afterwards. */
-int snapshot_writer_clone(struct snapshot_writer *writer, const char *vm_directory, const char *name,
+
+/* A new layer of this snapshot. The writer keeps it: it is finished by store_commit and aborted by store_abort. */
+int snapshot_writer_layer(struct snapshot_writer *writer, enum image_kind kind, struct layer_writer **ret,
                           struct error *err);
-/* A writable file `name` of the snapshot; O_RDWR, closed by the caller. */
-int snapshot_writer_open(struct snapshot_writer *writer, const char *name, struct error *err);
 
 /*
- * Makes everything durable, then the snapshot visible. `manifest->id` is set by the store. Frees the writer, also
- * on failure, where nothing is left of the snapshot.
+ * Makes everything durable, then the snapshot visible. `snapshot` holds description, maps and device state; its table
+ * of layers already names the new ones (snapshot_add_layer with layer_writer_id and 0 bytes; the sizes are filled in
+ * here), its id is set here. Layers that no extent uses are left out. Frees the writer, also on failure, where nothing
+ * is left of the snapshot.
  */
-int store_commit(struct snapshot_writer *writer, struct snapshot_manifest *manifest, struct error *err);
+int store_commit(struct snapshot_writer *writer, struct snapshot *snapshot, struct error *err);
 void store_abort(struct snapshot_writer *writer);
 
-/*
- * Fills an empty VM directory (vmm/vmm.h) from a snapshot: images, kernel and state linked, the overlay cloned and
- * owned by `uid`. With `memory_bytes` other than 0 for booting instead of restoring: an empty memory image of that
- * size, and no state. The manifest goes along as the VM directory's origin.
- */
-int store_materialize(struct store *store, const char *id, const char *vm_directory, uid_t uid,
-                      uint64_t memory_bytes, struct error *err);
+/* Fills an empty VM directory: manifest, kernel, initrd and working set are linked. */
+int store_materialize(struct store *store, const char *id, const char *vm_directory, struct error *err);
 
-/* What the VM in `vm_directory` was made from: the snapshot itself may be gone. */
-int store_read_origin(const char *vm_directory, struct snapshot_manifest *ret, struct error *err);
-/* For a VM directory that was not made from a snapshot. */
-int store_write_origin(const char *vm_directory, const struct snapshot_manifest *manifest, struct error *err);
+/* Whether one of the bounds above is passed. */
+bool store_wants_compaction(const struct snapshot *snapshot);
+/* Rewrites layers so that the bounds hold, and replaces the manifest. What is read stays the same. */
+int store_compact(struct store *store, const char *id, struct error *err);
+
+struct store_gc_result {
+    uint64_t layers_removed;
+    uint64_t bytes_removed;
+};
+/* Damaged manifests stop it before anything is removed: what they need can't be known. */
+int store_gc(struct store *store, struct store_gc_result *ret, struct error *err);
+
+struct store_statistics {
+    uint64_t snapshots;
+    uint64_t layers;
+    uint64_t layer_bytes;       /* as files */
+    uint64_t unreachable_bytes; /* what gc would remove */
+    uint64_t image_bytes;       /* of all maps, before compression: what the layers stand for */
+};
+int store_statistics(struct store *store, struct store_statistics *ret, struct error *err);
+
+/* Checks manifest, every frame of every layer it names, and that each extent's slots exist. */
+int store_verify(struct store *store, const char *id, struct error *err);
 
 #endif
