@@ -35,6 +35,8 @@ struct imaged;
  */
 int imaged_start(const char *data_directory, const char *program, struct imaged **ret, bool *ret_restarted,
                  struct error *err);
+/* After the server has ended: takes its mounts away and starts another. Calls by other threads fail meanwhile. */
+int imaged_restart(struct imaged *imaged, struct error *err);
 void imaged_close(struct imaged *imaged);
 
 pid_t imaged_pid(const struct imaged *imaged);

@@ -1,9 +1,14 @@
 /*
  * From a guest to a snapshot.
  *
- * The parent image is cloned while the guest still runs (it is immutable), so the stop lasts as long as the private
- * pages take. Until the snapshot is committed the stopped VMM is kept; whatever fails before that, the guest is
- * continued and nothing is left.
+ * A new snapshot is what the machine was started from (the manifest in its VM directory) with two new layers on
+ * top: the pages that its memory holds privately, and the blocks that its overlay holds. While the guest is
+ * stopped, its device state is saved, its overlay frozen and its private pages read; the frozen blocks and the
+ * commit need no stopped guest. In a pause the guest stays stopped all the same, since its VMM ends with the
+ * commit; until then it is kept: whatever fails before that, the guest is continued and nothing is left.
+ *
+ * After a snapshot of a guest that runs on, its overlay lies over that snapshot's disk (disk-manifest), so the next
+ * one costs only what was written since.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -13,7 +18,6 @@
 
 #include "base/io.h"
 #include "image/capture.h"
-#include "image/clone.h"
 #include "sandbox/internal.h"
 
 struct capture_job {
@@ -21,105 +25,212 @@ struct capture_job {
     struct sandbox *sandbox;
     enum capture_mode mode;
     struct snapshot_writer *writer;
-    int parent_fd;
-    int image_fd;
-    struct snapshot_manifest manifest;
-    int64_t stopped_ns; /* CLOCK_MONOTONIC */
+    struct image_map parents[IMAGE_KINDS]; /* with the new snapshot's numbers for layers */
+    struct layer_writer *layers[IMAGE_KINDS];
+    uint32_t layer_indexes[IMAGE_KINDS];
+    struct snapshot snapshot; /* to be */
+    uint64_t generation;      /* of the overlay, frozen */
+    int64_t stopped_ns;       /* CLOCK_MONOTONIC */
     struct capture_figures figures;
 };
 
 static void capture_job_done(struct capture_job *job)
 {
-    cleanup_close(&job->parent_fd);
-    cleanup_close(&job->image_fd);
-    snapshot_manifest_done(&job->manifest);
     store_abort(job->writer);
+    for (size_t kind = 0; kind < IMAGE_KINDS; kind++)
+        image_map_done(&job->parents[kind]);
+    snapshot_done(&job->snapshot);
 }
 
-static int clone_parent(struct capture_job *job, struct error *err)
+static int vm_file(const struct capture_job *job, const char *name, char **ret, struct error *err)
+{
+    if (asprintf(ret, "%s/%s", job->sandbox->vm_directory, name) >= 0)
+        return 0;
+    *ret = NULL;
+    return error_set(err, ENOMEM, "out of memory");
+}
+
+/* Takes an image's map over into the new snapshot, whose table numbers the layers anew. */
+static int adopt_map(struct capture_job *job, struct snapshot *from, enum image_kind kind, struct error *err)
+{
+    struct image_map *map = &from->maps[kind];
+    CLEANUP_FREE uint32_t *numbers = calloc(from->layer_count + 1, sizeof(*numbers));
+    if (numbers == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    for (uint32_t i = 0; i < from->layer_count; i++) {
+        int r = snapshot_add_layer(&job->snapshot, from->layers[i].id, from->layers[i].bytes, &numbers[i], err);
+        if (r < 0)
+            return r;
+    }
+    for (size_t i = 0; i < map->count; i++)
+        map->extents[i].layer = numbers[map->extents[i].layer];
+    job->parents[kind] = *map;
+    *map = (struct image_map){0};
+    return 0;
+}
+
+static int describe(struct capture_job *job, const struct snapshot_manifest *origin, struct error *err)
+{
+    const struct sandbox_info *info = &job->sandbox->info;
+    struct snapshot_manifest *manifest = &job->snapshot.manifest;
+    const struct {
+        char **to;
+        const char *from;
+    } texts[] = {
+        {&manifest->parent_id, info->snapshot_id},
+        {&manifest->sandbox_id, job->sandbox->unrecorded ? "" : info->id},
+        {&manifest->template_id, info->template_id},
+        {&manifest->vmm, origin->vmm},
+        {&manifest->accelerator, origin->accelerator},
+        {&manifest->kernel, origin->kernel},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(texts); i++) {
+        int r = replace_text(texts[i].to, texts[i].from, err);
+        if (r < 0)
+            return r;
+    }
+    manifest->machine_revision = origin->machine_revision;
+    manifest->cpus = info->cpus;
+    manifest->memory_bytes = (uint64_t)info->memory_mib << 20;
+    manifest->disk_bytes = origin->disk_bytes;
+    manifest->created_ns = clock_realtime_ns();
+    return 0;
+}
+
+/* What the machine's images were when it was started, or at its last snapshot. */
+static int load_parents(struct capture_job *job, struct error *err)
 {
     CLEANUP_FREE char *path = NULL;
-    if (asprintf(&path, "%s/%s", job->sandbox->vm_directory, VMM_FILE_MEMORY) < 0)
-        return error_set(err, ENOMEM, "out of memory");
-    job->parent_fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (job->parent_fd < 0)
-        return error_errno(err, "cannot open %s", path);
-    job->image_fd = snapshot_writer_open(job->writer, VMM_FILE_MEMORY, err);
-    if (job->image_fd < 0)
-        return job->image_fd;
-    int r = image_clone(job->parent_fd, job->image_fd, err);
+    CLEANUP_FREE char *disk_path = NULL;
+    CLEANUP(snapshot_done) struct snapshot origin = {0};
+    CLEANUP(snapshot_done) struct snapshot disk = {0};
+    int r = vm_file(job, STORE_FILE_MANIFEST, &path, err);
+    if (r == 0)
+        r = vm_file(job, STORE_FILE_DISK_MANIFEST, &disk_path, err);
+    if (r == 0)
+        r = manifest_read(path, &origin, err);
+    if (r == 0)
+        r = describe(job, &origin.manifest, err);
+    if (r == 0 && !job->sandbox->fresh_memory)
+        r = adopt_map(job, &origin, IMAGE_MEMORY, err);
     if (r < 0)
         return r;
-    /* What was copied reaches the disk now, so that the commit, with the guest stopped, waits only for what it
-     * changed. */
-    return fdatasync(job->image_fd) < 0 ? error_errno(err, "cannot make the copy of the image durable") : 0;
+    bool later = access(disk_path, F_OK) == 0;
+    if (later)
+        r = manifest_read(disk_path, &disk, err);
+    return r == 0 ? adopt_map(job, later ? &disk : &origin, IMAGE_DISK, err) : r;
 }
 
-static int copy_private_pages(struct capture_job *job, struct error *err)
+static int open_layers(struct capture_job *job, struct error *err)
+{
+    int r = 0;
+    for (enum image_kind kind = 0; r == 0 && kind < IMAGE_KINDS; kind++) {
+        r = snapshot_writer_layer(job->writer, kind, &job->layers[kind], err);
+        if (r == 0)
+            r = snapshot_add_layer(&job->snapshot, layer_writer_id(job->layers[kind]), 0, &job->layer_indexes[kind],
+                                   err);
+    }
+    return r;
+}
+
+static int apply(struct capture_job *job, enum image_kind kind, const struct capture_result *result,
+                 struct error *err)
+{
+    const struct snapshot_manifest *manifest = &job->snapshot.manifest;
+    uint64_t bytes = kind == IMAGE_MEMORY ? manifest->memory_bytes : manifest->disk_bytes;
+    return image_map_apply(&job->parents[kind], bytes / IMAGE_PAGE_BYTES, result->changes, result->change_count,
+                           &job->snapshot.maps[kind], err);
+}
+
+static int open_parent(const struct capture_job *job, enum image_kind kind, struct capture_parent *ret,
+                       struct error *err)
+{
+    const struct imaged_files *files = &job->sandbox->files;
+    const char *path = kind == IMAGE_MEMORY ? files->memory_parent : files->disk_parent;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return error_errno(err, "cannot open %s", path);
+    *ret = (struct capture_parent){.map = &job->parents[kind], .fd = fd};
+    return 0;
+}
+
+static int take_memory(struct capture_job *job, struct error *err)
 {
     CLEANUP_FREE struct vmm_ram_range *ranges = NULL;
-    struct capture_source source = {.pid = vmm_pid(job->sandbox->vmm), .parent_fd = job->parent_fd};
+    struct capture_memory source = {.pid = vmm_pid(job->sandbox->vmm)};
     int r = vmm_ram_ranges(job->sandbox->vmm, &ranges, &source.range_count, err);
+    if (r == 0)
+        r = open_parent(job, IMAGE_MEMORY, &source.parent, err);
     if (r < 0)
         return r;
+    CLEANUP_CLOSE int parent_fd = source.parent.fd;
     source.ranges = ranges;
-    struct capture_result result;
-    r = capture_memory(&source, job->image_fd, &result, err);
-    if (r < 0)
-        return r;
+    CLEANUP(capture_result_done) struct capture_result result = {0};
+    r = capture_memory(&source, job->layers[IMAGE_MEMORY], job->layer_indexes[IMAGE_MEMORY], &result, err);
+    if (r == 0)
+        r = apply(job, IMAGE_MEMORY, &result, err);
     job->figures.bytes_private = (int64_t)result.private_bytes;
-    job->figures.bytes_written = (int64_t)result.written_bytes;
-    return 0;
+    job->figures.bytes_written = (int64_t)result.changed_bytes;
+    return r;
 }
 
 static int take_disk(struct capture_job *job, struct error *err)
 {
-    const char *directory = job->sandbox->vm_directory;
-    static const char *const shared[] = {VMM_FILE_BASE, VMM_FILE_KERNEL, VMM_FILE_INITRD};
+    struct capture_disk source = {.view = NULL};
+    CLEANUP_CLOSE int parent_fd = -1;
+    CLEANUP(capture_result_done) struct capture_result result = {0};
     int r = 0;
-    for (size_t i = 0; r == 0 && i < ARRAY_SIZE(shared); i++)
-        r = snapshot_writer_link(job->writer, directory, shared[i], err);
-    if (r == 0)
-        r = snapshot_writer_clone(job->writer, directory, VMM_FILE_STATE, err);
-    if (r < 0)
-        return r;
-    if (job->mode == CAPTURE_AND_STOP)
-        return snapshot_writer_link(job->writer, directory, VMM_FILE_OVERLAY, err);
-    return snapshot_writer_clone(job->writer, directory, VMM_FILE_OVERLAY, err);
+    if (job->generation > 0) {
+        r = overlay_view_open(job->sandbox->vm_directory, job->snapshot.manifest.disk_bytes, job->generation,
+                              &source.view, err);
+        if (r == 0)
+            r = open_parent(job, IMAGE_DISK, &source.parent, err);
+        parent_fd = source.parent.fd;
+        if (r == 0)
+            r = capture_disk(&source, job->layers[IMAGE_DISK], job->layer_indexes[IMAGE_DISK], &result, err);
+        overlay_view_close(source.view);
+    }
+    return r == 0 ? apply(job, IMAGE_DISK, &result, err) : r;
 }
 
-static int describe(struct capture_job *job, struct error *err)
+static int take_device_state(struct capture_job *job, struct error *err)
 {
-    const struct sandbox_info *info = &job->sandbox->info;
-    struct snapshot_manifest *manifest = &job->manifest;
-    int r = store_read_origin(job->sandbox->vm_directory, manifest, err);
+    uint64_t size;
+    CLEANUP_FREE char *path = NULL;
+    int r = vmm_save_device_state(job->sandbox->vmm, &size, err);
     if (r == 0)
-        r = replace_text(&manifest->parent_id, info->snapshot_id, err);
-    if (r == 0)
-        r = replace_text(&manifest->sandbox_id, job->sandbox->unrecorded ? "" : info->id, err);
-    if (r == 0)
-        r = replace_text(&manifest->template_id, info->template_id, err);
-    manifest->cpus = info->cpus;
-    manifest->memory_bytes = (uint64_t)info->memory_mib << 20;
-    manifest->created_ns = clock_realtime_ns();
-    return r;
+        r = vm_file(job, VMM_FILE_STATE, &path, err);
+    if (r < 0)
+        return r;
+    char *state = NULL;
+    size_t length = 0;
+    r = io_read_file(path, VMM_STATE_MAX, &state, &length);
+    if (r < 0)
+        return error_code(err, r, "cannot read %s", path);
+    job->snapshot.device_state = state;
+    job->snapshot.device_state_bytes = length;
+    return 0;
 }
 
 /* With the guest stopped. */
 static int capture_stopped(struct capture_job *job, struct error *err)
 {
-    int r = vmm_save_device_state(job->sandbox->vmm, &job->manifest.state_bytes, err);
+    int r = take_device_state(job, err);
     if (r == 0)
-        r = copy_private_pages(job, err);
+        r = imaged_freeze(job->manager->images, job->sandbox->info.id, &job->generation, err);
     if (r == 0)
-        r = take_disk(job, err);
+        r = take_memory(job, err);
     return r;
 }
 
-static int commit(struct capture_job *job, struct error *err)
+static int finish(struct capture_job *job, struct error *err)
 {
-    struct snapshot_writer *writer = TAKE_PTR(job->writer);
-    return store_commit(writer, &job->manifest, err);
+    int r = take_disk(job, err);
+    if (r == 0)
+        r = snapshot_writer_link(job->writer, job->sandbox->vm_directory, VMM_FILE_KERNEL, err);
+    if (r == 0)
+        r = snapshot_writer_link(job->writer, job->sandbox->vm_directory, VMM_FILE_INITRD, err);
+    return r == 0 ? store_commit(TAKE_PTR(job->writer), &job->snapshot, err) : r;
 }
 
 static void note_stop_time(struct capture_job *job)
@@ -136,7 +247,7 @@ static int stop_and_capture(struct capture_job *job, struct error *err)
         return r;
     r = capture_stopped(job, err);
     if (job->mode == CAPTURE_AND_STOP && r == 0)
-        r = commit(job, err);
+        r = finish(job, err);
     if (job->mode == CAPTURE_AND_STOP && r == 0) {
         note_stop_time(job);
         return 0;
@@ -145,18 +256,37 @@ static int stop_and_capture(struct capture_job *job, struct error *err)
     int continued = vmm_continue(vmm, &continue_error);
     note_stop_time(job);
     if (r == 0 && continued == 0)
-        return commit(job, err);
+        return finish(job, err);
     if (r == 0)
         error_move(err, &continue_error);
     return r < 0 ? r : continued;
+}
+
+/*
+ * The overlay of a guest that runs on comes to lie over the disk of its newest snapshot. Should this fail, nothing
+ * is lost but time: the next snapshot holds the same blocks again.
+ */
+static void rebase_overlay(struct capture_job *job, const char *snapshot_id)
+{
+    struct manager *manager = job->manager;
+    struct sandbox *sandbox = job->sandbox;
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    if (job->generation == 0)
+        return;
+    int r = store_link_disk_manifest(manager->store, snapshot_id, sandbox->vm_directory, &err);
+    if (r == 0)
+        r = imaged_rebase(manager->images, sandbox->info.id, job->generation, &err);
+    if (r == 0)
+        r = sandbox_attach_images(manager, sandbox, &err);
+    if (r < 0)
+        manager_log(manager, "sandbox %s: %s", sandbox->info.id, error_message(&err));
 }
 
 int sandbox_capture(struct manager *manager, struct sandbox *sandbox, enum capture_mode mode,
                     char **ret_snapshot_id, struct error *err)
 {
     CLEANUP(capture_job_done)
-    struct capture_job job = {
-        .manager = manager, .sandbox = sandbox, .mode = mode, .parent_fd = -1, .image_fd = -1};
+    struct capture_job job = {.manager = manager, .sandbox = sandbox, .mode = mode};
     int64_t begin_ns = clock_monotonic_ns();
     int r = store_begin(manager->store, &job.writer, err);
     if (r < 0)
@@ -171,13 +301,15 @@ int sandbox_capture(struct manager *manager, struct sandbox *sandbox, enum captu
             r = sandbox_record(manager, sandbox, err);
     }
     if (r == 0)
-        r = describe(&job, err);
+        r = load_parents(&job, err);
     if (r == 0)
-        r = clone_parent(&job, err);
+        r = open_layers(&job, err);
     if (r == 0)
         r = stop_and_capture(&job, err);
     if (r < 0)
         return error_wrap(err, r, "capturing sandbox %s", sandbox->info.id);
+    if (mode == CAPTURE_AND_CONTINUE)
+        rebase_overlay(&job, id);
     job.figures.total_us = (clock_monotonic_ns() - begin_ns) / 1000;
     pthread_mutex_lock(&manager->lock);
     sandbox->info.capture = job.figures;

@@ -32,7 +32,7 @@ static int read_rss(pid_t pid, int64_t *ret_bytes)
 static int gather(struct sandbox *sandbox, struct sandbox_stats *ret, struct error *err)
 {
     CLEANUP_FREE struct vmm_ram_range *ranges = NULL;
-    struct capture_source source = {.pid = vmm_pid(sandbox->vmm), .parent_fd = -1};
+    struct capture_memory source = {.pid = vmm_pid(sandbox->vmm)};
     int r = vmm_ram_ranges(sandbox->vmm, &ranges, &source.range_count, err);
     if (r < 0)
         return r;
@@ -50,13 +50,9 @@ static int gather(struct sandbox *sandbox, struct sandbox_stats *ret, struct err
         r = process_cpu_time(source.pid, &stats.cpu_ns);
     if (r < 0)
         return error_code(err, r, "cannot read the VMM's figures");
-    CLEANUP_FREE char *overlay = NULL;
-    struct stat status;
-    if (asprintf(&overlay, "%s/%s", sandbox->vm_directory, VMM_FILE_OVERLAY) < 0)
-        return error_set(err, ENOMEM, "out of memory");
-    if (stat(overlay, &status) < 0)
-        return error_errno(err, "cannot read %s", overlay);
-    stats.overlay_bytes = (int64_t)status.st_blocks * 512;
+    r = sandbox_overlay_bytes(sandbox, &stats.overlay_bytes, err);
+    if (r < 0)
+        return r;
     *ret = stats;
     return 0;
 }

@@ -15,6 +15,7 @@
 #include <jansson.h>
 #include <pthread.h>
 
+#include "imaged/client.h"
 #include "net/net.h"
 #include "sandbox/manager.h"
 #include "sandbox/registry.h"
@@ -22,6 +23,9 @@
 #include "vmm/vmm.h"
 
 #define SANDBOX_ID_LENGTH 20
+
+/* Why a sandbox is lost whose VMM had pages or blocks still to read. */
+#define IMAGES_LOST "the image server ended while it ran"
 
 struct sandbox {
     struct sandbox *next;
@@ -32,6 +36,8 @@ struct sandbox {
     char *vm_directory;     /* exists while there is a VMM */
     char *pending_snapshot; /* what is being written by a pause, or forked from; else NULL */
     struct vmm *vmm;
+    struct imaged_files files; /* of the image server, while there is a VMM */
+    bool fresh_memory;         /* booted, not restored: its memory image is empty */
     struct network *network;
     uint64_t vmm_start_time; /* of info.vmm_pid */
     int64_t network_slot;    /* -1: none; as recorded */
@@ -55,6 +61,8 @@ struct manager {
     int directory_lock;
     struct registry *registry;
     struct store *store;
+    struct imaged *images; /* the image server */
+    bool images_lost;      /* at start: it was not running any more */
     struct network_pool *networks;
     pthread_mutex_t lock;
     struct sandbox *sandboxes;
@@ -65,6 +73,8 @@ struct manager {
     int epoll_fd;
     int wake_fd; /* eventfd: a deadline has changed, or stop */
     bool stopping;
+    bool gc_runs;
+    bool gc_wanted; /* something was removed since it began */
     unsigned workers;
     pthread_cond_t workers_done;
 };
@@ -128,18 +138,18 @@ int template_record(struct manager *manager, const struct template_info *info, s
 /* ---- start.c: from a snapshot to a guest that has acknowledged ---- */
 
 struct start_request {
-    const char *snapshot_id; /* NULL: the VM directory has been filled, for booting */
-    bool boot;               /* from the rootfs, instead of restoring */
-    int64_t request_ns;      /* CLOCK_MONOTONIC, when the caller asked */
-    int64_t timeout_s;       /* once it runs; 0: none */
+    const char *snapshot_id;
+    bool boot;          /* from the rootfs, instead of restoring */
+    int64_t request_ns; /* CLOCK_MONOTONIC, when the caller asked */
+    int64_t timeout_s;  /* once it runs; 0: none */
     enum vmm_accelerator accelerator;
 };
 /* In state creating or resuming: starts the VMM and brings the sandbox to running. On failure nothing is left. */
 int sandbox_start(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
                   struct error *err);
-/* As sandbox_start, for a VM directory that was filled; on failure everything is left for the caller to look at. */
-int sandbox_boot_prepared(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
-                          struct error *err);
+/* As sandbox_start, but on failure everything is left for the caller to look at and to tear down. */
+int sandbox_try_start(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
+                      struct error *err);
 /* Sends clock, entropy and identity, and waits for the agent's word. */
 int sandbox_apply_identity(struct sandbox *sandbox, int timeout_ms, struct error *err);
 /* Ends VMM and network and removes the VM directory. */
@@ -148,10 +158,21 @@ void sandbox_teardown(struct manager *manager, struct sandbox *sandbox);
 void sandbox_vmm_config(const struct manager *manager, const struct sandbox *sandbox, char marker[static 128],
                         enum vmm_accelerator accelerator, int tap_fd, struct vmm_config *ret);
 
+/* ---- images.c: a VM's files in the image server ---- */
+
+/* Has the VM directory's images served; also for a VM that is taken over. */
+int sandbox_attach_images(struct manager *manager, struct sandbox *sandbox, struct error *err);
+/* After the VMM has ended. */
+void sandbox_detach_images(struct manager *manager, struct sandbox *sandbox);
+/* A file with the device state of the snapshot that the VM directory was made from; the caller closes it. */
+int sandbox_open_device_state(const struct sandbox *sandbox, struct error *err);
+/* Bytes of disk that the sandbox has written since its snapshot. */
+int sandbox_overlay_bytes(const struct sandbox *sandbox, int64_t *ret, struct error *err);
+
 /* ---- capture.c: from a guest to a snapshot ---- */
 
 enum capture_mode {
-    CAPTURE_AND_STOP,     /* the VMM stays stopped: its overlay becomes the snapshot's */
+    CAPTURE_AND_STOP,     /* the VMM stays stopped */
     CAPTURE_AND_CONTINUE, /* the guest goes on as soon as its divergence is copied */
 };
 /* On failure the guest runs (again). Figures go into sandbox->info.capture. */
@@ -162,6 +183,12 @@ int sandbox_capture(struct manager *manager, struct sandbox *sandbox, enum captu
 
 /* Removes a snapshot that no template or sandbox refers to. */
 void snapshot_collect(struct manager *manager, const char *id);
+/* Removes a snapshot that only its maker knows. */
+void snapshot_discard(struct manager *manager, const char *id);
+/* Layers that nothing needs any more are removed in the background. */
+void snapshot_gc_soon(struct manager *manager);
+/* Compacts it if that is worth it; takes a while. */
+void snapshot_compact(struct manager *manager, const char *id);
 
 /* ---- lifecycle.c ---- */
 int sandbox_pause(struct manager *manager, struct sandbox *sandbox, struct error *err);
@@ -177,6 +204,8 @@ int watch_open(struct manager *manager, struct error *err);
 /* After recovery: timeouts that passed meanwhile find the VMMs taken over. */
 int watch_start(struct manager *manager, struct error *err);
 void watch_stop(struct manager *manager);
+/* Tells the watcher of a new image server. */
+int watch_images(struct manager *manager, struct error *err);
 /* Tells the watcher of a new VMM. */
 int watch_vmm(struct manager *manager, const struct sandbox *sandbox, struct error *err);
 void watch_wake(struct manager *manager);

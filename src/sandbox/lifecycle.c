@@ -11,14 +11,14 @@
 
 /* What a new sandbox is made from. */
 struct origin {
-    struct snapshot_manifest manifest;
+    struct snapshot snapshot;
     char *template_id;
     char *template_name;
 };
 
 static void origin_done(struct origin *origin)
 {
-    snapshot_manifest_done(&origin->manifest);
+    snapshot_done(&origin->snapshot);
     free(origin->template_id);
     free(origin->template_name);
 }
@@ -40,16 +40,16 @@ static int find_origin(struct manager *manager, const char *name, struct origin 
     pthread_mutex_unlock(&manager->lock);
     if (r < 0)
         return r;
-    r = store_read(manager->store, snapshot_id != NULL ? snapshot_id : name, &ret->manifest, err);
+    r = store_read(manager->store, snapshot_id != NULL ? snapshot_id : name, &ret->snapshot, err);
     if (r == -ENOENT && template == NULL) {
         error_set(err, ENOENT, "there is no template or snapshot %.64s", name);
         error_hint(err, "make it: dormouse template build %.64s; or see: dormouse template ls", name);
     }
     if (r < 0 || template != NULL)
         return r;
-    r = replace_text(&ret->template_id, ret->manifest.template_id, err);
+    r = replace_text(&ret->template_id, ret->snapshot.manifest.template_id, err);
     pthread_mutex_lock(&manager->lock);
-    template = template_find(manager, ret->manifest.template_id);
+    template = template_find(manager, ret->snapshot.manifest.template_id);
     if (r == 0)
         r = replace_text(&ret->template_name, template != NULL ? template->info.name : "", err);
     pthread_mutex_unlock(&manager->lock);
@@ -86,7 +86,7 @@ static int new_token(char **ret, struct error *err)
 static int describe(const struct sandbox_spec *spec, const struct origin *origin, struct sandbox_info *info,
                     struct error *err)
 {
-    const struct snapshot_manifest *manifest = &origin->manifest;
+    const struct snapshot_manifest *manifest = &origin->snapshot.manifest;
     info->id = new_id(err);
     int r = info->id == NULL ? -ENOMEM : new_token(&info->access_token, err);
     if (r == 0)
@@ -131,17 +131,17 @@ int manager_create(struct manager *manager, const struct sandbox_spec *spec, str
     if (r == 0)
         r = find_origin(manager, spec->template_name, &origin, err);
     if (r == 0)
-        r = check_compatible(&origin.manifest, &request.accelerator, err);
+        r = check_compatible(&origin.snapshot.manifest, &request.accelerator, err);
     if (r == 0)
         r = describe(spec, &origin, &info, err);
     struct sandbox *sandbox = NULL;
-    request.boot = r == 0 && (info.cpus != origin.manifest.cpus ||
-                              (uint64_t)info.memory_mib << 20 != origin.manifest.memory_bytes);
+    request.boot = r == 0 && (info.cpus != origin.snapshot.manifest.cpus ||
+                              (uint64_t)info.memory_mib << 20 != origin.snapshot.manifest.memory_bytes);
     if (r == 0)
         r = sandbox_add(manager, &info, &sandbox, err);
     if (r < 0)
         return r;
-    request.snapshot_id = origin.manifest.id;
+    request.snapshot_id = origin.snapshot.manifest.id;
     request.timeout_s = spec->timeout_s;
     r = sandbox_start(manager, sandbox, &request, err);
     if (r == 0)
@@ -152,15 +152,26 @@ int manager_create(struct manager *manager, const struct sandbox_spec *spec, str
     return r;
 }
 
-static void collect(struct manager *manager, void *snapshot_id)
+/* What a pause leaves to do, for which nobody waits. */
+struct aftermath {
+    char *superseded;
+    char *snapshot_id;
+};
+
+static void clear_up(struct manager *manager, void *argument)
 {
-    snapshot_collect(manager, snapshot_id);
-    free(snapshot_id);
+    struct aftermath *aftermath = argument;
+    snapshot_collect(manager, aftermath->superseded);
+    if (aftermath->snapshot_id != NULL)
+        snapshot_compact(manager, aftermath->snapshot_id);
+    free(aftermath->superseded);
+    free(aftermath->snapshot_id);
+    free(aftermath);
 }
 
 void sandbox_finish_pause(struct manager *manager, struct sandbox *sandbox)
 {
-    char *superseded = sandbox->info.snapshot_id;
+    CLEANUP_FREE char *superseded = sandbox->info.snapshot_id;
     pthread_mutex_lock(&manager->lock);
     sandbox->info.snapshot_id = TAKE_PTR(sandbox->pending_snapshot);
     sandbox->deadline_ns = 0;
@@ -170,9 +181,12 @@ void sandbox_finish_pause(struct manager *manager, struct sandbox *sandbox)
     /* Until this is written the registry says "pausing" with this very snapshot: a crash before it ends the same
      * way. */
     sandbox_force_state(manager, sandbox, SANDBOX_PAUSED);
-    /* Freeing an image's blocks takes long enough to be noticed; nobody waits for it. */
-    if (manager_spawn(manager, collect, superseded) < 0)
-        collect(manager, superseded);
+    struct aftermath *aftermath = malloc(sizeof(*aftermath));
+    if (aftermath == NULL)
+        return; /* the next start removes what nothing refers to */
+    *aftermath = (struct aftermath){TAKE_PTR(superseded), strdup(sandbox->info.snapshot_id)};
+    if (manager_spawn(manager, clear_up, aftermath) < 0)
+        clear_up(manager, aftermath);
 }
 
 /*
@@ -237,7 +251,7 @@ static void extend_deadline(struct manager *manager, struct sandbox *sandbox, in
 static int resume(struct manager *manager, struct sandbox *sandbox, int64_t timeout_s, int64_t request_ns,
                   struct error *err)
 {
-    CLEANUP(snapshot_manifest_done) struct snapshot_manifest manifest = {0};
+    CLEANUP(snapshot_done) struct snapshot snapshot = {0};
     struct start_request request = {
         .snapshot_id = sandbox->info.snapshot_id,
         .request_ns = request_ns,
@@ -245,9 +259,9 @@ static int resume(struct manager *manager, struct sandbox *sandbox, int64_t time
     };
     int r = sandbox_require(sandbox, SANDBOX_PAUSED, "resumed", err);
     if (r == 0)
-        r = store_read(manager->store, sandbox->info.snapshot_id, &manifest, err);
+        r = store_read(manager->store, sandbox->info.snapshot_id, &snapshot, err);
     if (r == 0)
-        r = check_compatible(&manifest, &request.accelerator, err);
+        r = check_compatible(&snapshot.manifest, &request.accelerator, err);
     if (r == 0)
         r = sandbox_set_state(manager, sandbox, SANDBOX_RESUMING, err);
     if (r < 0)

@@ -12,12 +12,13 @@
 
 #include "base/encode.h"
 #include "base/io.h"
+#include "host/assets.h"
 #include "sandbox/internal.h"
 
 #define INSTANCE_LENGTH 12
 #define API_KEY_BYTES   20
 
-static const char *const parts[] = {"sandboxes", "snapshots", "kernels", "cache", "tmp"};
+static const char *const parts[] = {"vms", "kernels", "cache", "tmp"};
 
 char *manager_path(const struct manager *manager, const char *part, const char *name, struct error *err)
 {
@@ -174,17 +175,18 @@ static int generate_api_key(char *text)
 static int open_parts(struct manager *manager, struct error *err)
 {
     CLEANUP_FREE char *registry_path = manager_path(manager, ".", "registry.db", err);
-    CLEANUP_FREE char *store_path = manager_path(manager, "snapshots", "", err);
-    if (registry_path == NULL || store_path == NULL)
-        return -ENOMEM;
-    store_path[strlen(store_path) - 1] = '\0';
+    CLEANUP_FREE char *image_server = asset_find("dormouse-imaged", err);
+    if (registry_path == NULL || image_server == NULL)
+        return -ENOENT;
     int r = load_or_make(manager, "instance", generate_instance, &manager->instance, err);
     if (r == 0)
         r = load_or_make(manager, "api-key", generate_api_key, &manager->api_key, err);
     if (r == 0)
         r = registry_open(registry_path, &manager->registry, err);
     if (r == 0)
-        r = store_open(store_path, &manager->store, err);
+        r = store_open(manager->directory, &manager->store, err);
+    if (r == 0)
+        r = imaged_start(manager->directory, image_server, &manager->images, &manager->images_lost, err);
     if (r < 0)
         return r;
     struct network_pool_options networks = {
@@ -264,6 +266,7 @@ void manager_close(struct manager *manager)
     free_objects(manager);
     if (manager->networks != NULL)
         network_pool_close(manager->networks);
+    imaged_close(manager->images);
     store_close(manager->store);
     registry_close(manager->registry);
     cleanup_close(&manager->epoll_fd);

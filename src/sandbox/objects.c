@@ -23,6 +23,7 @@ void sandbox_free(struct sandbox *sandbox)
     sandbox_info_done(&sandbox->info);
     free(sandbox->vm_directory);
     free(sandbox->pending_snapshot);
+    imaged_files_done(&sandbox->files);
     free(sandbox);
 }
 
@@ -91,7 +92,7 @@ struct sandbox *sandbox_new(struct manager *manager, struct sandbox_info *info, 
         return NULL;
     }
     sandbox->network_slot = -1;
-    sandbox->vm_directory = manager_path(manager, "sandboxes", info->id, err);
+    sandbox->vm_directory = manager_path(manager, "vms", info->id, err);
     if (sandbox->vm_directory == NULL) {
         free(sandbox);
         return NULL;
@@ -157,19 +158,20 @@ int sandbox_record(struct manager *manager, struct sandbox *sandbox, struct erro
     const struct sandbox_info *info = &sandbox->info;
     if (sandbox->unrecorded)
         return 0;
-    json_t *document = json_pack(
-        "{s:s, s:s?, s:I, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:b, s:o, s:o, s:I, s:I, "
-        "s:I, s:I, s:I, s:s?}",
-        "state", sandbox_state_name(info->state), "lost_reason", info->lost_reason, "vmm_pid",
-        (json_int_t)info->vmm_pid, "vmm_start_time", (json_int_t)sandbox->vmm_start_time, "network_slot",
-        (json_int_t)sandbox->network_slot, "template_id", info->template_id, "template_name", info->template_name,
-        "snapshot_id", info->snapshot_id, "parent_id", info->parent_id, "access_token", info->access_token, "cpus",
-        (json_int_t)info->cpus, "memory_mib", (json_int_t)info->memory_mib, "disk_bytes",
-        (json_int_t)info->disk_bytes, "egress_denied", (int)info->egress_denied, "environment",
-        list_to_json(&info->environment), "metadata", list_to_json(&info->metadata), "created_ns",
-        (json_int_t)info->created_ns, "started_ns", (json_int_t)info->started_ns, "expires_ns",
-        (json_int_t)info->expires_ns, "on_timeout", (json_int_t)info->on_timeout, "timeout_s",
-        (json_int_t)sandbox->timeout_s, "pending_snapshot", sandbox->pending_snapshot);
+    json_t *document =
+        json_pack("{s:s, s:s?, s:I, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:b, s:o, s:o, s:I, s:I, "
+                  "s:I, s:I, s:I, s:s?, s:b}",
+                  "state", sandbox_state_name(info->state), "lost_reason", info->lost_reason, "vmm_pid",
+                  (json_int_t)info->vmm_pid, "vmm_start_time", (json_int_t)sandbox->vmm_start_time, "network_slot",
+                  (json_int_t)sandbox->network_slot, "template_id", info->template_id, "template_name",
+                  info->template_name, "snapshot_id", info->snapshot_id, "parent_id", info->parent_id,
+                  "access_token", info->access_token, "cpus", (json_int_t)info->cpus, "memory_mib",
+                  (json_int_t)info->memory_mib, "disk_bytes", (json_int_t)info->disk_bytes, "egress_denied",
+                  (int)info->egress_denied, "environment", list_to_json(&info->environment), "metadata",
+                  list_to_json(&info->metadata), "created_ns", (json_int_t)info->created_ns, "started_ns",
+                  (json_int_t)info->started_ns, "expires_ns", (json_int_t)info->expires_ns, "on_timeout",
+                  (json_int_t)info->on_timeout, "timeout_s", (json_int_t)sandbox->timeout_s, "pending_snapshot",
+                  sandbox->pending_snapshot, "fresh_memory", (int)sandbox->fresh_memory);
     if (document == NULL)
         return error_set(err, ENOMEM, "out of memory");
     int r = registry_put(manager->registry, REGISTRY_SANDBOX, info->id, document, err);
@@ -292,6 +294,7 @@ int sandbox_load(struct manager *manager, const char *id, const json_t *document
     sandbox->vmm_start_time = (uint64_t)numbers.start_time;
     sandbox->network_slot = numbers.slot;
     sandbox->timeout_s = numbers.timeout_s;
+    sandbox->fresh_memory = json_is_true(json_object_get(document, "fresh_memory"));
     if (pending != NULL && replace_text(&sandbox->pending_snapshot, pending, err) < 0) {
         sandbox_free(sandbox);
         return -ENOMEM;

@@ -10,8 +10,8 @@
  *   killed        ended and removed                  removed
  *
  * Then whatever nobody claims is removed: VMMs with this data directory's marker in their environment, VM
- * directories, half-made snapshots (store_open did), snapshots that nothing refers to, namespaces (the network
- * pool).
+ * directories, half-made snapshots (store_open did), snapshots that nothing refers to and their layers, namespaces
+ * (the network pool). When the image server didn't outlive the daemon, no VMM did: their pages are gone.
  */
 #include <ctype.h>
 #include <dirent.h>
@@ -39,14 +39,18 @@ static int load_template(void *context, const char *id, const json_t *document, 
 
 static bool snapshot_exists(struct manager *manager, const char *id)
 {
-    CLEANUP(snapshot_manifest_done) struct snapshot_manifest manifest = {0};
-    return id != NULL && store_read(manager->store, id, &manifest, NULL) == 0;
+    CLEANUP(snapshot_done) struct snapshot snapshot = {0};
+    return id != NULL && store_read(manager->store, id, &snapshot, NULL) == 0;
 }
 
 /* Takes over VMM and network of a sandbox that was running; the guest then runs. */
 static int adopt(struct manager *manager, struct sandbox *sandbox, struct error *err)
 {
-    int r = vmm_adopt(sandbox->vm_directory, sandbox->info.vmm_pid, sandbox->vmm_start_time, &sandbox->vmm, err);
+    int r = manager->images_lost ? error_set(err, EHOSTDOWN, "%s", IMAGES_LOST) : 0;
+    if (r == 0)
+        r = sandbox_attach_images(manager, sandbox, err);
+    if (r == 0)
+        r = vmm_adopt(sandbox->vm_directory, sandbox->info.vmm_pid, sandbox->vmm_start_time, &sandbox->vmm, err);
     if (r == 0)
         r = network_adopt(manager->networks, (unsigned)sandbox->network_slot, &sandbox->network, err);
     if (r == 0)
@@ -166,7 +170,7 @@ static bool has_vm(struct manager *manager, const char *id)
     return false;
 }
 
-/* Removes the entries of a part of the data directory; of "sandboxes", those without a VMM. */
+/* Removes the entries of a part of the data directory; of "vms", those without a VMM. */
 static int clear_part(struct manager *manager, const char *part, struct error *err)
 {
     CLEANUP_FREE char *directory = manager_path(manager, part, "", err);
@@ -175,7 +179,7 @@ static int clear_part(struct manager *manager, const char *part, struct error *e
         return error_errno(err, "cannot read the data directory's %s", part);
     int r = 0;
     for (struct dirent *entry; r == 0 && (entry = readdir(entries)) != NULL;) {
-        if (entry->d_name[0] == '.' || (strcmp(part, "sandboxes") == 0 && has_vm(manager, entry->d_name)))
+        if (entry->d_name[0] == '.' || (strcmp(part, "vms") == 0 && has_vm(manager, entry->d_name)))
             continue;
         CLEANUP_FREE char *path = manager_path(manager, part, entry->d_name, err);
         r = path != NULL ? io_remove_tree(path) : -ENOMEM;
@@ -195,6 +199,7 @@ static int collect_snapshots(struct manager *manager, struct error *err)
     for (size_t i = 0; ids[i] != NULL; i++)
         snapshot_collect(manager, ids[i]);
     store_list_done(ids);
+    snapshot_gc_soon(manager);
     return 0;
 }
 
@@ -221,7 +226,7 @@ int manager_recover(struct manager *manager, struct error *err)
     if (r == 0)
         r = end_strays(manager, err);
     if (r == 0)
-        r = clear_part(manager, "sandboxes", err);
+        r = clear_part(manager, "vms", err);
     if (r == 0)
         r = clear_part(manager, "tmp", err);
     if (r == 0)

@@ -1,4 +1,5 @@
-/* Listing and removing snapshots. Files that forks still map live on without their snapshot (store/store.h). */
+/* Listing and removing snapshots, and what is done for them in the background. What forks still use outlives its
+ * snapshot (store/store.h). */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +28,54 @@ static enum use find_use(struct manager *manager, const char *id)
     return use;
 }
 
+static void run_gc(struct manager *manager, void *unused)
+{
+    (void)unused;
+    for (bool again = true; again;) {
+        CLEANUP_ERROR struct error err = ERROR_INIT;
+        struct store_gc_result result;
+        pthread_mutex_lock(&manager->lock);
+        manager->gc_wanted = false;
+        pthread_mutex_unlock(&manager->lock);
+        if (store_gc(manager->store, &result, &err) < 0)
+            manager_log(manager, "collecting unused layers: %s", error_message(&err));
+        pthread_mutex_lock(&manager->lock);
+        again = manager->gc_wanted;
+        manager->gc_runs = again;
+        pthread_mutex_unlock(&manager->lock);
+    }
+}
+
+void snapshot_gc_soon(struct manager *manager)
+{
+    pthread_mutex_lock(&manager->lock);
+    bool runs = manager->gc_runs;
+    manager->gc_wanted = manager->gc_runs = true;
+    pthread_mutex_unlock(&manager->lock);
+    if (!runs && manager_spawn(manager, run_gc, NULL) < 0)
+        run_gc(manager, NULL);
+}
+
+void snapshot_discard(struct manager *manager, const char *id)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    int r = store_remove(manager->store, id, &err);
+    if (r < 0 && r != -ENOENT)
+        manager_log(manager, "%s", error_message(&err));
+    snapshot_gc_soon(manager);
+}
+
+void snapshot_compact(struct manager *manager, const char *id)
+{
+    CLEANUP(snapshot_done) struct snapshot snapshot = {0};
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    int r = store_load(manager->store, id, &snapshot, &err);
+    if (r == 0 && store_wants_compaction(&snapshot))
+        r = store_compact(manager->store, id, &err);
+    if (r < 0 && r != -ENOENT)
+        manager_log(manager, "compacting snapshot %s: %s", id, error_message(&err));
+}
+
 void snapshot_collect(struct manager *manager, const char *id)
 {
     if (id == NULL || id[0] == '\0')
@@ -36,40 +85,38 @@ void snapshot_collect(struct manager *manager, const char *id)
     pthread_mutex_unlock(&manager->lock);
     if (!unused)
         return;
-    CLEANUP_ERROR struct error err = ERROR_INIT;
-    int r = store_remove(manager->store, id, &err);
-    if (r < 0 && r != -ENOENT)
-        manager_log(manager, "%s", error_message(&err));
+    snapshot_discard(manager, id);
 }
 
 static int fill_info(struct manager *manager, const char *id, struct snapshot_info *ret, struct error *err)
 {
-    struct snapshot_manifest manifest = {0};
+    CLEANUP(snapshot_done) struct snapshot snapshot = {0};
     struct snapshot_usage usage;
-    int r = store_read(manager->store, id, &manifest, err);
+    int r = store_load(manager->store, id, &snapshot, err);
     if (r == 0)
         r = store_usage(manager->store, id, &usage, err);
-    if (r < 0) {
-        snapshot_manifest_done(&manifest);
+    if (r < 0)
         return r;
-    }
+    struct snapshot_manifest *manifest = &snapshot.manifest;
     pthread_mutex_lock(&manager->lock);
     bool needed = find_use(manager, id) == USE_NEEDED;
     pthread_mutex_unlock(&manager->lock);
     *ret = (struct snapshot_info){
-        .id = TAKE_PTR(manifest.id),
-        .sandbox_id = TAKE_PTR(manifest.sandbox_id),
-        .template_id = TAKE_PTR(manifest.template_id),
-        .parent_id = TAKE_PTR(manifest.parent_id),
+        .id = TAKE_PTR(manifest->id),
+        .sandbox_id = TAKE_PTR(manifest->sandbox_id),
+        .template_id = TAKE_PTR(manifest->template_id),
+        .parent_id = TAKE_PTR(manifest->parent_id),
         .in_use = needed,
-        .cpus = manifest.cpus,
-        .memory_mib = (unsigned)(manifest.memory_bytes >> 20),
-        .created_ns = manifest.created_ns,
-        .memory_bytes = usage.memory_bytes,
-        .disk_bytes = usage.overlay_bytes,
-        .state_bytes = manifest.state_bytes,
+        .cpus = manifest->cpus,
+        .memory_mib = (unsigned)(manifest->memory_bytes >> 20),
+        .created_ns = manifest->created_ns,
+        .memory_bytes = usage.image_bytes[IMAGE_MEMORY],
+        .disk_bytes = usage.image_bytes[IMAGE_DISK],
+        .state_bytes = snapshot.device_state_bytes,
+        .stored_bytes = usage.stored_bytes,
+        .own_bytes = usage.own_bytes,
+        .layers = snapshot.layer_count,
     };
-    snapshot_manifest_done(&manifest);
     return 0;
 }
 
@@ -161,5 +208,7 @@ int manager_snapshot_remove(struct manager *manager, const char *id_or_prefix, s
         error_hint(err, "kill that sandbox, or remove the template");
         return -EBUSY;
     }
-    return store_remove(manager->store, id, err);
+    r = store_remove(manager->store, id, err);
+    snapshot_gc_soon(manager);
+    return r;
 }

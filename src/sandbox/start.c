@@ -39,6 +39,9 @@ void sandbox_vmm_config(const struct manager *manager, const struct sandbox *san
         .uid = VMM_USER_ID_FIRST + (sandbox->network != NULL ? sandbox->network->slot : 0),
         .namespace_fd = sandbox->network != NULL ? sandbox->network->namespace_fd : -1,
         .tap_fd = tap_fd,
+        .memory_path = sandbox->files.memory,
+        .rootfs_path = sandbox->files.disk,
+        .state_fd = -1,
     };
 }
 
@@ -112,6 +115,7 @@ void sandbox_teardown(struct manager *manager, struct sandbox *sandbox)
     pthread_mutex_unlock(&manager->lock);
     network_release(manager->networks, network);
     sandbox->network_slot = -1;
+    sandbox_detach_images(manager, sandbox);
     int r = io_remove_tree(sandbox->vm_directory);
     if (r < 0)
         manager_log(manager, "cannot remove %s: %s", sandbox->vm_directory, strerror(-r));
@@ -130,21 +134,15 @@ static int take_network(struct manager *manager, struct sandbox *sandbox, struct
     return sandbox->info.egress_denied ? network_set_egress(network, false, err) : 0;
 }
 
-/* Fills the VM directory, or hands over one that was filled. */
+/* Fills the VM directory and has its images served. */
 static int prepare_directory(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
                              struct error *err)
 {
-    uid_t uid = VMM_USER_ID_FIRST + sandbox->network->slot;
-    if (request->snapshot_id == NULL) {
-        CLEANUP_FREE char *overlay = NULL;
-        if (asprintf(&overlay, "%s/%s", sandbox->vm_directory, VMM_FILE_OVERLAY) < 0)
-            return error_set(err, ENOMEM, "out of memory");
-        return chown(overlay, uid, VMM_GROUP_ID) < 0 ? error_errno(err, "cannot give %s away", overlay) : 0;
-    }
     if (mkdir(sandbox->vm_directory, 0755) < 0)
         return error_errno(err, "cannot make %s", sandbox->vm_directory);
-    uint64_t memory_bytes = request->boot ? (uint64_t)sandbox->info.memory_mib << 20 : 0;
-    return store_materialize(manager->store, request->snapshot_id, sandbox->vm_directory, uid, memory_bytes, err);
+    int r = store_materialize(manager->store, request->snapshot_id, sandbox->vm_directory, err);
+    sandbox->fresh_memory = request->boot;
+    return r == 0 ? sandbox_attach_images(manager, sandbox, err) : r;
 }
 
 static int64_t elapsed_us(const struct start_request *request)
@@ -164,6 +162,10 @@ static int start_vmm(struct manager *manager, struct sandbox *sandbox, const str
     char marker[128];
     struct vmm_config config;
     sandbox_vmm_config(manager, sandbox, marker, request->accelerator, tap_fd, &config);
+    CLEANUP_CLOSE int state_fd = request->boot ? -1 : sandbox_open_device_state(sandbox, err);
+    if (!request->boot && state_fd < 0)
+        return state_fd;
+    config.state_fd = state_fd;
     r = request->boot ? vmm_boot(&config, &sandbox->vmm, err) : vmm_restore(&config, &sandbox->vmm, err);
     if (r < 0)
         return r;
@@ -218,8 +220,8 @@ static int start(struct manager *manager, struct sandbox *sandbox, const struct 
     return sandbox_set_state(manager, sandbox, SANDBOX_RUNNING, err);
 }
 
-int sandbox_boot_prepared(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
-                          struct error *err)
+int sandbox_try_start(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
+                      struct error *err)
 {
     return start(manager, sandbox, request, err);
 }

@@ -13,9 +13,9 @@
 #include <unistd.h>
 
 #include "base/io.h"
-#include "base/process.h"
 #include "control/client.h"
 #include "host/assets.h"
+#include "image/capture.h"
 #include "sandbox/internal.h"
 #include "template/template.h"
 
@@ -36,6 +36,8 @@ struct build {
     void *context;
     struct guest_kernel kernel;
     struct sandbox *sandbox; /* the builder */
+    char *directory;         /* for what the seed is made of */
+    char *seed_id;
     struct template_info info;
     struct start_request request;
     bool cancelled;
@@ -46,6 +48,12 @@ static void build_done(struct build *build)
     if (build->sandbox != NULL)
         sandbox_teardown(build->manager, build->sandbox);
     sandbox_free(build->sandbox);
+    if (build->seed_id != NULL)
+        snapshot_discard(build->manager, build->seed_id);
+    free(build->seed_id);
+    if (build->directory != NULL)
+        io_remove_tree(build->directory);
+    free(build->directory);
     guest_kernel_done(&build->kernel);
     template_info_done(&build->info);
 }
@@ -126,15 +134,14 @@ static int make_builder(struct build *build, struct error *err)
     if (r < 0)
         return r;
     build->sandbox->unrecorded = true;
-    return mkdir(build->sandbox->vm_directory, 0755) < 0
-               ? error_errno(err, "cannot make %s", build->sandbox->vm_directory)
-               : 0;
+    return 0;
 }
 
-static char *vm_path(const struct build *build, const char *name, struct error *err)
+/* A file of the build's working directory. */
+static char *work_path(const struct build *build, const char *name, struct error *err)
 {
     char *path;
-    if (asprintf(&path, "%s/%s", build->sandbox->vm_directory, name) >= 0)
+    if (asprintf(&path, "%s/%s", build->directory, name) >= 0)
         return path;
     error_set(err, ENOMEM, "out of memory");
     return NULL;
@@ -154,9 +161,9 @@ static int choose_recipe(const struct template_spec *spec, char **ret, struct er
 
 static int make_rootfs(struct build *build, struct error *err)
 {
-    CLEANUP_FREE char *base = vm_path(build, VMM_FILE_BASE, err);
+    CLEANUP_FREE char *rootfs = work_path(build, VMM_FILE_ROOTFS, err);
     CLEANUP_FREE char *cache = manager_path(build->manager, "cache", "", err);
-    if (base == NULL || cache == NULL)
+    if (rootfs == NULL || cache == NULL)
         return -ENOMEM;
     const struct template_spec *spec = build->spec;
     CLEANUP_FREE char *recipe = NULL;
@@ -170,75 +177,108 @@ static int make_rootfs(struct build *build, struct error *err)
         .cache = cache,
     };
     if (r == 0)
-        r = rootfs_build(&options, base, tell, build, &build->info.disk_bytes, err);
-    if (r == 0 && (chown(base, 0, VMM_GROUP_ID) < 0 || chmod(base, 0440) < 0))
-        r = error_errno(err, "cannot set up %s", base);
+        r = rootfs_build(&options, rootfs, tell, build, &build->info.disk_bytes, err);
     return r;
-}
-
-static int make_overlay(struct build *build, struct error *err)
-{
-    CLEANUP_FREE char *overlay = vm_path(build, VMM_FILE_OVERLAY, err);
-    CLEANUP_FREE char *size = NULL;
-    if (overlay == NULL || asprintf(&size, "%" PRIu64, build->info.disk_bytes) < 0)
-        return error_set(err, ENOMEM, "out of memory");
-    const char *arguments[] = {"qemu-img", "create", "-q", "-f", "qcow2", overlay, size, NULL};
-    int r = process_run(arguments, err);
-    if (r == -ENOENT)
-        error_hint(err, "apt-get install qemu-utils");
-    return r;
-}
-
-static int make_memory(struct build *build, struct error *err)
-{
-    CLEANUP_FREE char *memory = vm_path(build, VMM_FILE_MEMORY, err);
-    if (memory == NULL)
-        return -ENOMEM;
-    CLEANUP_CLOSE int fd = open(memory, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0660);
-    if (fd < 0 || ftruncate(fd, (off_t)build->info.memory_mib << 20) < 0 || fchown(fd, 0, VMM_GROUP_ID) < 0 ||
-        fchmod(fd, 0660) < 0)
-        return error_errno(err, "cannot make %s", memory);
-    return 0;
 }
 
 /* The kernel's directory may be another file system than the links need: it isn't, both are in the data directory.
  */
 static int link_kernel(struct build *build, struct error *err)
 {
-    CLEANUP_FREE char *kernel = vm_path(build, VMM_FILE_KERNEL, err);
-    CLEANUP_FREE char *initrd = vm_path(build, VMM_FILE_INITRD, err);
+    CLEANUP_FREE char *kernel = work_path(build, VMM_FILE_KERNEL, err);
+    CLEANUP_FREE char *initrd = work_path(build, VMM_FILE_INITRD, err);
     if (kernel == NULL || initrd == NULL)
         return -ENOMEM;
     if (link(build->kernel.kernel, kernel) < 0 || link(build->kernel.initrd, initrd) < 0)
-        return error_errno(err, "cannot link the kernel into %s", build->sandbox->vm_directory);
+        return error_errno(err, "cannot link the kernel into %s", build->directory);
     if (chown(kernel, 0, VMM_GROUP_ID) < 0 || chmod(kernel, 0440) < 0 || chown(initrd, 0, VMM_GROUP_ID) < 0 ||
         chmod(initrd, 0440) < 0)
         return error_errno(err, "cannot set up the kernel");
     return 0;
 }
 
-static int write_origin(struct build *build, struct error *err)
+static int describe_seed(struct build *build, struct snapshot_manifest *manifest, struct error *err)
 {
     CLEANUP_FREE char *version = NULL;
     int r = vmm_version(build->request.accelerator, &version, err);
     if (r < 0)
         return r;
-    char none[] = "";
-    struct snapshot_manifest origin = {
-        .id = none,
-        .parent_id = none,
-        .sandbox_id = none,
-        .template_id = build->info.id,
-        .vmm = version,
-        .accelerator = (char *)vmm_accelerator_name(build->request.accelerator),
-        .kernel = build->kernel.version,
-        .machine_revision = VMM_MACHINE_REVISION,
-        .cpus = build->info.cpus,
-        .memory_bytes = (uint64_t)build->info.memory_mib << 20,
-        .disk_bytes = build->info.disk_bytes,
-        .created_ns = clock_realtime_ns(),
+    const struct {
+        char **to;
+        const char *from;
+    } texts[] = {
+        {&manifest->parent_id, ""},
+        {&manifest->sandbox_id, ""},
+        {&manifest->template_id, build->info.id},
+        {&manifest->vmm, version},
+        {&manifest->accelerator, vmm_accelerator_name(build->request.accelerator)},
+        {&manifest->kernel, build->kernel.version},
     };
-    return store_write_origin(build->sandbox->vm_directory, &origin, err);
+    for (size_t i = 0; r == 0 && i < ARRAY_SIZE(texts); i++)
+        r = replace_text(texts[i].to, texts[i].from, err);
+    manifest->machine_revision = VMM_MACHINE_REVISION;
+    manifest->cpus = build->info.cpus;
+    manifest->memory_bytes = (uint64_t)build->info.memory_mib << 20;
+    manifest->disk_bytes = build->info.disk_bytes;
+    manifest->created_ns = clock_realtime_ns();
+    return r;
+}
+
+static int import_rootfs(struct build *build, struct snapshot_writer *writer, struct snapshot *seed,
+                         struct error *err)
+{
+    CLEANUP_FREE char *path = work_path(build, VMM_FILE_ROOTFS, err);
+    if (path == NULL)
+        return -ENOMEM;
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return error_errno(err, "cannot open %s", path);
+    struct layer_writer *layer;
+    uint32_t index;
+    int r = snapshot_writer_layer(writer, IMAGE_DISK, &layer, err);
+    if (r == 0)
+        r = snapshot_add_layer(seed, layer_writer_id(layer), 0, &index, err);
+    if (r < 0)
+        return r;
+    CLEANUP(capture_result_done) struct capture_result result = {0};
+    r = capture_file(fd, build->info.disk_bytes, layer, index, &result, err);
+    return r == 0 ? image_map_apply(NULL, build->info.disk_bytes / IMAGE_PAGE_BYTES, result.changes,
+                                    result.change_count, &seed->maps[IMAGE_DISK], err)
+                  : r;
+}
+
+/* The snapshot that the builder boots from: the new root file system, no memory. */
+static int make_seed(struct build *build, struct error *err)
+{
+    CLEANUP(snapshot_done) struct snapshot seed = {0};
+    struct snapshot_writer *writer = NULL;
+    int r = store_begin(build->manager->store, &writer, err);
+    if (r < 0)
+        return r;
+    CLEANUP_FREE char *id = strdup(snapshot_writer_id(writer));
+    r = id == NULL ? error_set(err, ENOMEM, "out of memory") : describe_seed(build, &seed.manifest, err);
+    if (r == 0)
+        r = import_rootfs(build, writer, &seed, err);
+    if (r == 0)
+        r = snapshot_writer_link(writer, build->directory, VMM_FILE_KERNEL, err);
+    if (r == 0)
+        r = snapshot_writer_link(writer, build->directory, VMM_FILE_INITRD, err);
+    if (r < 0) {
+        store_abort(writer);
+        return r;
+    }
+    r = store_commit(writer, &seed, err);
+    if (r == 0)
+        build->seed_id = TAKE_PTR(id);
+    return r;
+}
+
+static int make_work_directory(struct build *build, struct error *err)
+{
+    build->directory = manager_path(build->manager, "tmp", build->info.id, err);
+    if (build->directory == NULL)
+        return -ENOMEM;
+    return mkdir(build->directory, 0700) < 0 ? error_errno(err, "cannot make %s", build->directory) : 0;
 }
 
 static int prepare(struct build *build, struct error *err)
@@ -253,15 +293,13 @@ static int prepare(struct build *build, struct error *err)
     if (r == 0)
         r = make_builder(build, err);
     if (r == 0)
+        r = make_work_directory(build, err);
+    if (r == 0)
         r = make_rootfs(build, err);
-    if (r == 0)
-        r = make_overlay(build, err);
-    if (r == 0)
-        r = make_memory(build, err);
     if (r == 0)
         r = link_kernel(build, err);
     if (r == 0)
-        r = write_origin(build, err);
+        r = make_seed(build, err);
     return r;
 }
 
@@ -300,9 +338,13 @@ static void settle(const struct build *build)
 /* What the guest printed last is the best explanation of a boot that failed. */
 static void explain_by_console(const struct build *build, int result, struct error *err)
 {
-    CLEANUP_FREE char *path = vm_path(build, VMM_FILE_CONSOLE, NULL);
+    CLEANUP_FREE char *path = NULL;
     CLEANUP_FREE char *text = NULL;
-    if (path == NULL || io_read_file(path, 1 << 20, &text, NULL) < 0)
+    if (asprintf(&path, "%s/%s", build->sandbox->vm_directory, VMM_FILE_CONSOLE) < 0) {
+        path = NULL;
+        return;
+    }
+    if (io_read_file(path, 1 << 20, &text, NULL) < 0)
         return;
     size_t length = strlen(text);
     char *tail = text + (length > 400 ? length - 400 : 0);
@@ -322,7 +364,8 @@ static int boot_and_capture(struct build *build, struct error *err)
         return r;
     build->request.request_ns = clock_monotonic_ns();
     build->request.boot = true;
-    r = sandbox_boot_prepared(build->manager, build->sandbox, &build->request, err);
+    build->request.snapshot_id = build->seed_id;
+    r = sandbox_try_start(build->manager, build->sandbox, &build->request, err);
     if (r < 0) {
         explain_by_console(build, r, err);
         return error_wrap(err, r, "the template does not boot");

@@ -1,5 +1,6 @@
 /*
- * One thread that waits for what nobody asked for: VMMs that end, timeouts that pass, consoles that grow.
+ * One thread that waits for what nobody asked for: VMMs that end, images that can't be served, an image server that
+ * ends, timeouts that pass, consoles that grow.
  *
  * It only notices; the work (which may wait for an operation lock) is done by workers. It sleeps until a pidfd, the
  * next deadline, or a wake-up; and while sandboxes run, every HOUSEKEEPING_NS, to bound what guests write to
@@ -27,9 +28,13 @@
 #define LOG_LIMIT (4 << 20)
 #define LOG_KEPT  (1 << 20)
 
-struct vmm_watch {
-    int pidfd; /* a duplicate */
-    char id[SANDBOX_ID_LENGTH + 1];
+/* What a descriptor in the epoll set stands for. */
+enum watch_kind { WATCH_WAKE, WATCH_VMM, WATCH_IMAGE_FAILURE, WATCH_IMAGE_SERVER };
+
+struct watched {
+    enum watch_kind kind;
+    int fd;                         /* a duplicate, but for the wake-up */
+    char id[SANDBOX_ID_LENGTH + 1]; /* of a VMM's sandbox */
 };
 
 static void handle_exit(struct manager *manager, void *argument)
@@ -45,6 +50,55 @@ static void handle_exit(struct manager *manager, void *argument)
                          "its VMM ended: the guest powered off or crashed, or the process was killed");
     }
     sandbox_release(manager, sandbox);
+}
+
+struct image_failure {
+    char *id;
+    char *reason;
+};
+
+/* A guest whose memory or disk can't be read any more ends here: it must not go on with what it has not got. */
+static void handle_image_failure(struct manager *manager, void *argument)
+{
+    struct image_failure *failure = argument;
+    struct sandbox *sandbox;
+    if (sandbox_acquire(manager, failure->id, &sandbox, NULL) == 0) {
+        if (sandbox->info.state == SANDBOX_RUNNING) {
+            sandbox_teardown(manager, sandbox);
+            sandbox_set_lost(manager, sandbox, failure->reason);
+        }
+        sandbox_release(manager, sandbox);
+    }
+    free(failure->id);
+    free(failure->reason);
+    free(failure);
+}
+
+/* The image server has ended: every guest that runs is lost, and a new server takes its place. */
+static void handle_image_server(struct manager *manager, void *unused)
+{
+    (void)unused;
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    manager_log(manager, "the image server ended; starting another");
+    struct sandbox_list list;
+    if (manager_list(manager, &list, NULL) == 0) {
+        for (size_t i = 0; i < list.count; i++) {
+            struct image_failure *failure = calloc(1, sizeof(*failure));
+            if (failure == NULL || list.items[i].state != SANDBOX_RUNNING) {
+                free(failure);
+                continue;
+            }
+            failure->id = strdup(list.items[i].id);
+            failure->reason = strdup(IMAGES_LOST);
+            handle_image_failure(manager, failure);
+        }
+        sandbox_list_done(&list);
+    }
+    int r = imaged_restart(manager->images, &err);
+    if (r == 0)
+        r = watch_images(manager, &err);
+    if (r < 0)
+        manager_log(manager, "the image server does not start: %s", error_message(&err));
 }
 
 static void handle_timeout(struct manager *manager, void *argument)
@@ -122,6 +176,33 @@ static int look(struct manager *manager, int64_t *next_housekeeping_ns)
     return next == INT64_MAX ? -1 : (int)MIN((next - now) / 1000000 + 1, INT64_C(3600000));
 }
 
+static void unwatch(struct manager *manager, struct watched *watched)
+{
+    epoll_ctl(manager->epoll_fd, EPOLL_CTL_DEL, watched->fd, NULL);
+    close(watched->fd);
+    free(watched);
+}
+
+static void spawn_image_failures(struct manager *manager, struct watched *watched)
+{
+    for (;;) {
+        struct image_failure failure = {0};
+        int r = imaged_next_failure(watched->fd, &failure.id, &failure.reason, NULL);
+        if (r < 0)
+            unwatch(manager, watched); /* the server has ended, which is seen, too */
+        if (r <= 0)
+            return;
+        struct image_failure *copy = malloc(sizeof(*copy));
+        if (copy != NULL)
+            *copy = failure;
+        if (copy == NULL || manager_spawn(manager, handle_image_failure, copy) < 0) {
+            free(failure.id);
+            free(failure.reason);
+            free(copy);
+        }
+    }
+}
+
 static void *watch(void *context)
 {
     struct manager *manager = context;
@@ -131,33 +212,73 @@ static void *watch(void *context)
         struct epoll_event event;
         if (epoll_wait(manager->epoll_fd, &event, 1, timeout_ms) != 1)
             continue;
-        struct vmm_watch *ended = event.data.ptr;
-        if (ended != NULL) {
-            epoll_ctl(manager->epoll_fd, EPOLL_CTL_DEL, ended->pidfd, NULL);
-            spawn_for(manager, handle_exit, ended->id);
-            close(ended->pidfd);
-            free(ended);
-            continue;
-        }
+        struct watched *watched = event.data.ptr;
         uint64_t count;
-        (void)!read(manager->wake_fd, &count, sizeof(count));
+        switch (watched->kind) {
+        case WATCH_VMM:
+            spawn_for(manager, handle_exit, watched->id);
+            unwatch(manager, watched);
+            continue;
+        case WATCH_IMAGE_SERVER:
+            manager_spawn(manager, handle_image_server, NULL);
+            unwatch(manager, watched);
+            continue;
+        case WATCH_IMAGE_FAILURE:
+            spawn_image_failures(manager, watched);
+            continue;
+        case WATCH_WAKE:
+            (void)!read(watched->fd, &count, sizeof(count));
+            break;
+        }
         pthread_mutex_lock(&manager->lock);
         bool stopping = manager->stopping;
         pthread_mutex_unlock(&manager->lock);
-        if (stopping)
+        if (stopping) {
+            free(watched);
             return NULL;
+        }
     }
+}
+
+/* Takes the descriptor over, also on failure. */
+static int add_watch(struct manager *manager, enum watch_kind kind, int taken_fd, const char *id, struct error *err)
+{
+    CLEANUP_CLOSE int fd = taken_fd;
+    struct watched *watched = calloc(1, sizeof(*watched));
+    if (watched == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    watched->kind = kind;
+    watched->fd = fd;
+    snprintf(watched->id, sizeof(watched->id), "%s", id);
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = watched};
+    if (fd < 0 || epoll_ctl(manager->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
+        free(watched);
+        return error_errno(err, "cannot watch sandboxes");
+    }
+    (void)TAKE_FD(fd);
+    return 0;
 }
 
 int watch_open(struct manager *manager, struct error *err)
 {
     manager->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     manager->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
-    if (manager->epoll_fd < 0 || manager->wake_fd < 0 ||
-        epoll_ctl(manager->epoll_fd, EPOLL_CTL_ADD, manager->wake_fd, &event) < 0)
+    if (manager->epoll_fd < 0 || manager->wake_fd < 0)
         return error_errno(err, "cannot watch sandboxes");
-    return 0;
+    int r = add_watch(manager, WATCH_WAKE, fcntl(manager->wake_fd, F_DUPFD_CLOEXEC, 3), "", err);
+    return r == 0 ? watch_images(manager, err) : r;
+}
+
+int watch_images(struct manager *manager, struct error *err)
+{
+    int failures_fd = imaged_watch(manager->images, err);
+    if (failures_fd < 0)
+        return failures_fd;
+    int r = add_watch(manager, WATCH_IMAGE_FAILURE, failures_fd, "", err);
+    if (r == 0)
+        r = add_watch(manager, WATCH_IMAGE_SERVER, fcntl(imaged_pidfd(manager->images), F_DUPFD_CLOEXEC, 3), "",
+                      err);
+    return r;
 }
 
 int watch_start(struct manager *manager, struct error *err)
@@ -189,16 +310,5 @@ void watch_stop(struct manager *manager)
 
 int watch_vmm(struct manager *manager, const struct sandbox *sandbox, struct error *err)
 {
-    struct vmm_watch *watched = calloc(1, sizeof(*watched));
-    if (watched == NULL)
-        return error_set(err, ENOMEM, "out of memory");
-    watched->pidfd = fcntl(vmm_pidfd(sandbox->vmm), F_DUPFD_CLOEXEC, 3);
-    snprintf(watched->id, sizeof(watched->id), "%s", sandbox->info.id);
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = watched};
-    if (watched->pidfd >= 0 && epoll_ctl(manager->epoll_fd, EPOLL_CTL_ADD, watched->pidfd, &event) == 0)
-        return 0;
-    int r = error_errno(err, "cannot watch the VMM");
-    cleanup_close(&watched->pidfd);
-    free(watched);
-    return r;
+    return add_watch(manager, WATCH_VMM, fcntl(vmm_pidfd(sandbox->vmm), F_DUPFD_CLOEXEC, 3), sandbox->info.id, err);
 }

@@ -82,6 +82,9 @@ void store_abort(struct snapshot_writer *writer);
 /* Fills an empty VM directory: manifest, kernel, initrd and working set are linked. */
 int store_materialize(struct store *store, const char *id, const char *vm_directory, struct error *err);
 
+/* The snapshot's manifest takes the place of the VM directory's disk-manifest: its overlay will lie over that disk. */
+int store_link_disk_manifest(struct store *store, const char *id, const char *vm_directory, struct error *err);
+
 /* Whether one of the bounds above is passed. */
 bool store_wants_compaction(const struct snapshot *snapshot);
 /* Rewrites layers so that the bounds hold, and replaces the manifest. What is read stays the same. */

@@ -73,8 +73,22 @@ static int enter_network(const struct jail_options *options)
     return unshare(CLONE_NEWNET);
 }
 
-/* /vm is picked up before the new root is mounted, which may hide it. */
-static int make_root(const char *directory)
+/* A mount of the host, picked up before the new root is mounted, which may hide it. */
+static int pick_up(const char *path)
+{
+    return open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+}
+
+/* Sets a mount down in the new root. */
+static int set_down(int tree, const char *path)
+{
+    if (move_mount(tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH) < 0)
+        return -1;
+    close(tree);
+    return mount(NULL, path, NULL, MS_BIND | MS_REMOUNT | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+}
+
+static int make_root(const struct jail_options *options)
 {
     static const char *const links[][2] = {
         {"usr/lib", NEW_ROOT "/lib"},
@@ -82,7 +96,11 @@ static int make_root(const char *directory)
         {"usr/bin", NEW_ROOT "/bin"},
     };
     static const char *const directories[] = {NEW_ROOT "/usr", NEW_ROOT "/etc", NEW_ROOT "/dev", NEW_ROOT "/vm"};
-    int vm = open_tree(AT_FDCWD, directory, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+    int binds[JAIL_BINDS_MAX];
+    int vm = pick_up(options->directory);
+    for (size_t i = 0; i < options->bind_count; i++)
+        if ((binds[i] = pick_up(options->binds[i].from)) < 0)
+            return -1;
     if (vm < 0 || mount("jail", NEW_ROOT, "tmpfs", MS_NOSUID, "size=64k,mode=755") < 0)
         return -1;
     for (size_t i = 0; i < ARRAY_SIZE(directories); i++)
@@ -91,10 +109,19 @@ static int make_root(const char *directory)
     for (size_t i = 0; i < ARRAY_SIZE(links); i++)
         if (symlink(links[i][0], links[i][1]) < 0)
             return -1;
-    if (move_mount(vm, "", AT_FDCWD, NEW_ROOT "/vm", MOVE_MOUNT_F_EMPTY_PATH) < 0)
+    if (set_down(vm, NEW_ROOT "/vm") < 0)
         return -1;
-    close(vm);
-    return mount(NULL, NEW_ROOT "/vm", NULL, MS_BIND | MS_REMOUNT | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+    for (size_t i = 0; i < options->bind_count; i++) {
+        char path[64] = NEW_ROOT "/vm/";
+        if (strlen(options->binds[i].name) >= sizeof(path) - strlen(path)) {
+            errno = ENAMETOOLONG;
+            return -1;
+        }
+        strcat(path, options->binds[i].name);
+        if (set_down(binds[i], path) < 0)
+            return -1;
+    }
+    return 0;
 }
 
 /* A bind mount only takes its flags when mounted again. */
@@ -178,7 +205,7 @@ static bool run_step(enum step step, const struct jail_options *options, int rep
     case STEP_PRIVATE_MOUNTS:
         return mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0;
     case STEP_ROOT:
-        return make_root(options->directory) == 0;
+        return make_root(options) == 0;
     case STEP_USR:
         return bind("/usr", NEW_ROOT "/usr", MS_RDONLY | MS_NOSUID | MS_NODEV) == 0;
     case STEP_LINKER_CACHE:
@@ -231,8 +258,8 @@ static pid_t clone_into_namespaces(int *ret_pidfd)
 
 int jail_spawn(const struct jail_options *options, pid_t *ret_pid, int *ret_pidfd, struct error *err)
 {
-    if (options->descriptor_count > DESCRIPTOR_MAX)
-        return error_set(err, EINVAL, "too many descriptors for a jail");
+    if (options->descriptor_count > DESCRIPTOR_MAX || options->bind_count > JAIL_BINDS_MAX)
+        return error_set(err, EINVAL, "too many descriptors or files for a jail");
     int report[2];
     if (pipe2(report, O_CLOEXEC) < 0)
         return error_errno(err, "cannot make a pipe");

@@ -2,7 +2,8 @@
  * jail.h: starts a program in its own mount, pid, network, IPC and UTS namespaces, as an unprivileged user.
  *
  * What it sees: /usr, read-only, with the usual links to it; /etc/ld.so.cache; /dev with null, zero, urandom and
- * the devices asked for; /vm, the directory given, without devices or set-uid; nothing else, no /proc. It is its
+ * the devices asked for; /vm, the directory given, without devices or set-uid, and in it the files bound there;
+ * nothing else, no /proc. It is its
  * own session and survives the daemon. It can gain no privileges (no_new_privs) and leaves no core file.
  *
  * Threads: any; the child between clone and exec uses nothing but system calls on prepared data, since the daemon
@@ -21,8 +22,18 @@ struct jail_descriptor {
     int to;
 };
 
+/* The file `from` on the host takes the place of /vm/name, which exists. */
+struct jail_bind {
+    const char *from;
+    const char *name;
+};
+
+#define JAIL_BINDS_MAX 4
+
 struct jail_options {
-    const char *directory;  /* becomes /vm */
+    const char *directory;         /* becomes /vm */
+    const struct jail_bind *binds; /* at most JAIL_BINDS_MAX */
+    size_t bind_count;
     char *const *arguments; /* [0] is the program's path inside the jail */
     char *const *environment;
     const struct jail_descriptor *descriptors; /* besides 0 (/dev/null), 1 and 2 (log_fd) */

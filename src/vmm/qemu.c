@@ -128,10 +128,9 @@ static void add_devices(struct arguments *a, const struct vmm_config *config)
     if (config->tap_fd < 0)
         return;
     add_pair(a, "-blockdev",
-             "driver=qcow2,node-name=rootfs,discard=unmap,detect-zeroes=unmap,"
-             "file.driver=file,file.filename=/vm/" VMM_FILE_OVERLAY ",file.discard=unmap,"
-             "backing.driver=raw,backing.read-only=on,"
-             "backing.file.driver=file,backing.file.filename=/vm/" VMM_FILE_BASE);
+             "driver=raw,node-name=rootfs,discard=unmap,detect-zeroes=unmap,cache.direct=on,"
+             "file.driver=file,file.filename=/vm/" VMM_FILE_ROOTFS ",file.discard=unmap,file.cache.direct=on,"
+             "file.locking=off");
     add_pair(a, "-device", "virtio-blk-device,drive=rootfs");
     add(a, "-netdev");
     add(a, "tap,id=net,fd=%d,vhost=off", FD_TAP);
@@ -186,8 +185,16 @@ static int spawn(struct vmm *vmm, const struct vmm_config *config, const struct 
                  size_t descriptor_count, const struct arguments *arguments, int log_fd, struct error *err)
 {
     char *environment[] = {(char *)config->marker, NULL};
+    struct jail_bind binds[2];
+    size_t bind_count = 0;
+    if (config->memory_path != NULL)
+        binds[bind_count++] = (struct jail_bind){config->memory_path, VMM_FILE_MEMORY};
+    if (config->tap_fd >= 0)
+        binds[bind_count++] = (struct jail_bind){config->rootfs_path, VMM_FILE_ROOTFS};
     struct jail_options jail = {
         .directory = config->directory,
+        .binds = binds,
+        .bind_count = bind_count,
         .arguments = arguments->items,
         .environment = environment,
         .descriptors = descriptors,
@@ -212,11 +219,6 @@ static int start(struct vmm *vmm, const struct vmm_config *config, enum vmm_star
     CLEANUP_CLOSE int control_fd = listen_in(config->directory, VMM_FILE_CONTROL, &control_path, err);
     if (control_fd < 0)
         return control_fd;
-    CLEANUP_FREE char *state_path = vmm_path(config->directory, VMM_FILE_STATE);
-    CLEANUP_CLOSE int state_fd =
-        how == VMM_START_RESTORE && state_path != NULL ? open(state_path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
-    if (how == VMM_START_RESTORE && state_fd < 0)
-        return error_errno(err, "cannot open the device state");
     int r = attach(vmm, err);
     if (r < 0)
         return r;
@@ -225,8 +227,8 @@ static int start(struct vmm *vmm, const struct vmm_config *config, enum vmm_star
     size_t count = 2;
     if (config->tap_fd >= 0)
         descriptors[count++] = (struct jail_descriptor){config->tap_fd, FD_TAP};
-    if (state_fd >= 0)
-        descriptors[count++] = (struct jail_descriptor){state_fd, FD_STATE};
+    if (how == VMM_START_RESTORE)
+        descriptors[count++] = (struct jail_descriptor){config->state_fd, FD_STATE};
     CLEANUP(arguments_done) struct arguments arguments = {0};
     add_machine(&arguments, config);
     add_devices(&arguments, config);

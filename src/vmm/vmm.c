@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -82,6 +83,16 @@ static struct vmm *allocate(const char *directory)
     return NULL;
 }
 
+/* Where the jail binds a file of the image server. */
+static int make_mount_point(const char *directory, const char *name, struct error *err)
+{
+    CLEANUP_FREE char *path = vmm_path(directory, name);
+    if (path == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    return fd < 0 ? error_errno(err, "cannot make %s", path) : 0;
+}
+
 /* Makes a file that the VMM may write. */
 static int make_writable_file(const char *directory, const char *name, uid_t uid, struct error *err)
 {
@@ -105,6 +116,10 @@ static int start(const struct vmm_config *config, enum vmm_start how, struct vmm
     int r = log_fd < 0 ? error_errno(err, "cannot open the VMM's log in %s", config->directory) : 0;
     if (r == 0)
         r = make_writable_file(config->directory, VMM_FILE_CONSOLE, config->uid, err);
+    if (r == 0 && config->memory_path != NULL)
+        r = make_mount_point(config->directory, VMM_FILE_MEMORY, err);
+    if (r == 0 && config->tap_fd >= 0)
+        r = make_mount_point(config->directory, VMM_FILE_ROOTFS, err);
     if (r == 0)
         r = vmm->driver->start(vmm, config, how, log_fd, err);
     if (r == 0) {
@@ -180,7 +195,7 @@ int vmm_save_device_state(struct vmm *vmm, uint64_t *ret_size, struct error *err
     CLEANUP_FREE char *path = vmm_path(vmm->directory, VMM_FILE_STATE);
     if (path == NULL)
         return error_set(err, ENOMEM, "out of memory");
-    /* The old state file is also a snapshot's: a new one takes its place, it is never written to. */
+    /* Of an earlier capture; a shorter state must not end in the rest of a longer one. */
     if (unlink(path) < 0 && errno != ENOENT)
         return error_errno(err, "cannot remove %s", path);
     int r = make_writable_file(vmm->directory, VMM_FILE_STATE, owner_of(vmm), err);
@@ -198,18 +213,21 @@ int vmm_save_device_state(struct vmm *vmm, uint64_t *ret_size, struct error *err
     return 0;
 }
 
-/* Parses a line of /proc/PID/maps; true when it maps the file `inode` privately. */
-static bool parse_mapping(const char *line, ino_t inode, struct vmm_ram_range *ret)
+/* Parses a line of /proc/PID/maps; true when it maps that file privately. */
+static bool parse_mapping(const char *line, const struct stat *image, struct vmm_ram_range *ret)
 {
     uint64_t from;
     uint64_t to;
     uint64_t offset;
-    uint64_t mapped_inode;
+    unsigned device_major;
+    unsigned device_minor;
+    uint64_t inode;
     char permissions[5];
-    if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %*x:%*x %" SCNu64, &from, &to, permissions, &offset,
-               &mapped_inode) != 5)
+    if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64, &from, &to, permissions, &offset,
+               &device_major, &device_minor, &inode) != 7)
         return false;
-    if (mapped_inode != inode || permissions[3] != 'p')
+    if (inode != image->st_ino || device_major != major(image->st_dev) || device_minor != minor(image->st_dev) ||
+        permissions[3] != 'p')
         return false;
     *ret = (struct vmm_ram_range){.address = from, .length = to - from, .offset = offset};
     return true;
@@ -224,11 +242,12 @@ static int compare_ranges(const void *a, const void *b)
 
 int vmm_ram_ranges(struct vmm *vmm, struct vmm_ram_range **ret, size_t *ret_count, struct error *err)
 {
-    CLEANUP_FREE char *image = vmm_path(vmm->directory, VMM_FILE_MEMORY);
-    struct stat status;
-    if (image == NULL || stat(image, &status) < 0)
-        return error_errno(err, "cannot read the memory image");
     char path[64];
+    struct stat status;
+    /* As the VMM sees it: inside its jail the image is bound there. */
+    snprintf(path, sizeof(path), "/proc/%d/root/vm/" VMM_FILE_MEMORY, (int)vmm->pid);
+    if (stat(path, &status) < 0)
+        return error_errno(err, "cannot read the memory image");
     snprintf(path, sizeof(path), "/proc/%d/maps", (int)vmm->pid);
     CLEANUP_FREE char *maps = NULL;
     int r = io_read_file(path, 4 << 20, &maps, NULL);
@@ -240,7 +259,7 @@ int vmm_ram_ranges(struct vmm *vmm, struct vmm_ram_range **ret, size_t *ret_coun
     char *rest = maps;
     for (char *line; (line = strsep(&rest, "\n")) != NULL;) {
         struct vmm_ram_range range;
-        if (!parse_mapping(line, status.st_ino, &range))
+        if (!parse_mapping(line, &status, &range))
             continue;
         struct vmm_ram_range *larger = realloc(ranges, (count + 1) * sizeof(*ranges));
         if (larger == NULL)

@@ -5,13 +5,15 @@
  * sandbox, so that device state never names its owner:
  *
  *     memory        the memory image, mapped privately: the guest's writes never reach it
- *     rootfs.base   the immutable root file system image
- *     rootfs.overlay  the blocks written by this sandbox (qcow2 over rootfs.base)
+ *     rootfs        the sandbox's disk, raw
  *     kernel, initrd  what was booted
- *     state         device state (written by vmm_save_device_state, read by vmm_restore)
+ *     state         device state (written by vmm_save_device_state)
  *     console.log   what the guest printed
  *     vmm.log       what the VMM printed
  *     qmp.sock, control.sock  the VMM's control socket, and the guest agent's port
+ *
+ * memory and rootfs are files of the image server, bound there inside the jail; on the host their places are empty
+ * files.
  *
  * Order of calls: fill the directory; vmm_boot or vmm_restore; vmm_wait_running; then pause, continue,
  * save_device_state, ram_ranges in any sensible order; vmm_kill; vmm_free. A daemon that starts again gets a live
@@ -31,8 +33,7 @@
 #include "base/error.h"
 
 #define VMM_FILE_MEMORY  "memory"
-#define VMM_FILE_BASE    "rootfs.base"
-#define VMM_FILE_OVERLAY "rootfs.overlay"
+#define VMM_FILE_ROOTFS  "rootfs"
 #define VMM_FILE_KERNEL  "kernel"
 #define VMM_FILE_INITRD  "initrd"
 #define VMM_FILE_STATE   "state"
@@ -65,9 +66,12 @@ struct vmm_config {
     enum vmm_accelerator accelerator;
     unsigned cpus;
     uint64_t memory_bytes;
-    uid_t uid;        /* of the VMM; owns what it may write */
-    int namespace_fd; /* network namespace; -1: an empty one of its own */
-    int tap_fd;       /* -1: no network device back end (for probing an accelerator only) */
+    uid_t uid;               /* of the VMM; owns what it may write */
+    int namespace_fd;        /* network namespace; -1: an empty one of its own */
+    int tap_fd;              /* -1: neither network nor disk (for probing an accelerator only) */
+    const char *memory_path; /* the memory image; NULL: the directory's own `memory` */
+    const char *rootfs_path; /* the disk; not used without tap_fd */
+    int state_fd; /* vmm_restore: a file with the device state, read from its beginning; stays the caller's */
 };
 
 /* Where guest memory lies in the VMM process and in the memory image. Whole pages. */
@@ -80,7 +84,8 @@ struct vmm_ram_range {
 /* Starts a VMM that boots the kernel. Returns as soon as the process exists. */
 int vmm_boot(const struct vmm_config *config, struct vmm **ret, struct error *err);
 
-/* Starts a VMM that loads `state` and continues the guest at once. Returns as soon as the process exists. */
+/* Starts a VMM that loads the device state and continues the guest at once. Returns as soon as the process exists.
+ */
 int vmm_restore(const struct vmm_config *config, struct vmm **ret, struct error *err);
 
 /*
