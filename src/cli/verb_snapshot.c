@@ -9,10 +9,14 @@ static const struct verb_usage ls_usage = {
 static int verb_snapshot_ls(struct cli *cli, int argc, char **argv, struct error *err)
 {
     static const struct format_field fields[] = {
-        {"ID", "id", FORMAT_SHORT_ID},           {"SANDBOX", "sandbox", FORMAT_SHORT_ID},
-        {"PARENT", "parent", FORMAT_SHORT_ID},   {"IN USE", "in_use", FORMAT_TEXT},
-        {"CPUS", "cpus", FORMAT_TEXT},           {"MEMORY", "memory_mib", FORMAT_MIB},
-        {"IMAGE", "memory_bytes", FORMAT_BYTES}, {"DISK", "disk_bytes", FORMAT_BYTES},
+        {"ID", "id", FORMAT_SHORT_ID},
+        {"SANDBOX", "sandbox", FORMAT_SHORT_ID},
+        {"PARENT", "parent", FORMAT_SHORT_ID},
+        {"IN USE", "in_use", FORMAT_TEXT},
+        {"CPUS", "cpus", FORMAT_TEXT},
+        {"MEMORY", "memory_mib", FORMAT_MIB},
+        {"STORED", "stored_bytes", FORMAT_BYTES},
+        {"OWN", "own_bytes", FORMAT_BYTES},
         {"AGE", "created_at", FORMAT_AGE},
     };
     return api_list_verb(cli, &ls_usage, argc, argv, "/snapshots", fields, ARRAY_SIZE(fields), err);
@@ -38,8 +42,11 @@ static int verb_snapshot_info(struct cli *cli, int argc, char **argv, struct err
         {"memory", "memory_mib", FORMAT_MIB},
         {"created", "created_at", FORMAT_TEXT},
         {"memory image", "memory_bytes", FORMAT_BYTES},
-        {"disk overlay", "disk_bytes", FORMAT_BYTES},
+        {"disk image", "disk_bytes", FORMAT_BYTES},
         {"device state", "state_bytes", FORMAT_BYTES},
+        {"layers", "layers", FORMAT_TEXT},
+        {"stored", "stored_bytes", FORMAT_BYTES},
+        {"only for it", "own_bytes", FORMAT_BYTES},
     };
     return api_show_verb(cli, &info_usage, argc, argv, "/snapshots", "", fields, ARRAY_SIZE(fields), err);
 }

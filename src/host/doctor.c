@@ -162,7 +162,6 @@ struct tool {
 };
 
 static const struct tool tools[] = {
-    {"qemu-img", "qemu-utils", DOCTOR_FAIL, "makes the overlays of root file systems"},
     {"nft", "nftables", DOCTOR_FAIL, "sets the firewall of sandboxes"},
     {"mmdebstrap", "mmdebstrap", DOCTOR_FAIL, "makes the file tree of the template 'base'"},
     {"mke2fs", "e2fsprogs", DOCTOR_FAIL, "makes the images of templates"},
@@ -186,17 +185,31 @@ static void check_tool(const struct tool *tool, struct finding *finding)
 
 /* ---- network ---- */
 
+static void check_device(const char *path, const char *module, struct finding *finding)
+{
+    CLEANUP_CLOSE int fd = open(path, O_RDWR | O_CLOEXEC);
+    int code = errno;
+    if (fd >= 0) {
+        find(finding, DOCTOR_OK, "%s opens", path);
+        return;
+    }
+    if (code == EACCES || code == EPERM)
+        advise(finding, AS_ROOT);
+    else
+        advise(finding, "modprobe %s", module);
+    find(finding, DOCTOR_FAIL, "cannot open %s: %s", path, strerror(code));
+}
+
 static void check_tun(const struct doctor *doctor, struct finding *finding)
 {
     (void)doctor;
-    CLEANUP_CLOSE int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
-    int code = errno;
-    if (fd >= 0) {
-        find(finding, DOCTOR_OK, "/dev/net/tun opens");
-        return;
-    }
-    advise(finding, "%s", code == EACCES || code == EPERM ? AS_ROOT : "modprobe tun");
-    find(finding, DOCTOR_FAIL, "cannot open /dev/net/tun: %s", strerror(code));
+    check_device("/dev/net/tun", "tun", finding);
+}
+
+static void check_fuse(const struct doctor *doctor, struct finding *finding)
+{
+    (void)doctor;
+    check_device("/dev/fuse", "fuse", finding);
 }
 
 static int install_rules(void *context, struct error *err)
@@ -416,13 +429,21 @@ static const struct {
     const char *name;
     void (*check)(const struct doctor *doctor, struct finding *finding);
 } checks[] = {
-    {"root", check_root},       {"kernel", check_kernel},
-    {"qemu", check_qemu},       {"qemu-microvm", check_qemu_microvm},
-    {"kvm", check_kvm},         {"tun", check_tun},
-    {"network", check_network}, {"forwarding", check_forwarding},
-    {"pagemap", check_pagemap}, {"userfaultfd", check_userfaultfd},
-    {"fuse", check_fuse},       {"cgroup", check_cgroup},
-    {"clone", check_clone},     {"disk", check_disk},
+    {"root", check_root},
+    {"kernel", check_kernel},
+    {"qemu", check_qemu},
+    {"qemu-microvm", check_qemu_microvm},
+    {"kvm", check_kvm},
+    {"tun", check_tun},
+    {"fuse", check_fuse},
+    {"network", check_network},
+    {"forwarding", check_forwarding},
+    {"pagemap", check_pagemap},
+    {"userfaultfd", check_userfaultfd},
+    {"fuse", check_fuse},
+    {"cgroup", check_cgroup},
+    {"clone", check_clone},
+    {"disk", check_disk},
     {"memory", check_memory},
 };
 

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/io.h"
+#include "base/process.h"
 #include "control/client.h"
 #include "host/assets.h"
 #include "image/capture.h"
