@@ -206,12 +206,6 @@ static void check_tun(const struct doctor *doctor, struct finding *finding)
     check_device("/dev/net/tun", "tun", finding);
 }
 
-static void check_fuse(const struct doctor *doctor, struct finding *finding)
-{
-    (void)doctor;
-    check_device("/dev/fuse", "fuse", finding);
-}
-
 static int install_rules(void *context, struct error *err)
 {
     (void)context;
@@ -334,13 +328,7 @@ static void check_userfaultfd(const struct doctor *doctor, struct finding *findi
 static void check_fuse(const struct doctor *doctor, struct finding *finding)
 {
     (void)doctor;
-    CLEANUP_CLOSE int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
-    if (fd >= 0) {
-        find(finding, DOCTOR_OK, "/dev/fuse opens");
-        return;
-    }
-    find(finding, DOCTOR_WARN, "cannot open /dev/fuse (%s); this version does without it", strerror(errno));
-    advise(finding, "modprobe fuse");
+    check_device("/dev/fuse", "fuse", finding);
 }
 
 static void check_cgroup(const struct doctor *doctor, struct finding *finding)
@@ -429,21 +417,13 @@ static const struct {
     const char *name;
     void (*check)(const struct doctor *doctor, struct finding *finding);
 } checks[] = {
-    {"root", check_root},
-    {"kernel", check_kernel},
-    {"qemu", check_qemu},
-    {"qemu-microvm", check_qemu_microvm},
-    {"kvm", check_kvm},
-    {"tun", check_tun},
-    {"fuse", check_fuse},
-    {"network", check_network},
-    {"forwarding", check_forwarding},
-    {"pagemap", check_pagemap},
-    {"userfaultfd", check_userfaultfd},
-    {"fuse", check_fuse},
-    {"cgroup", check_cgroup},
-    {"clone", check_clone},
-    {"disk", check_disk},
+    {"root", check_root},       {"kernel", check_kernel},
+    {"qemu", check_qemu},       {"qemu-microvm", check_qemu_microvm},
+    {"kvm", check_kvm},         {"tun", check_tun},
+    {"network", check_network}, {"forwarding", check_forwarding},
+    {"pagemap", check_pagemap}, {"userfaultfd", check_userfaultfd},
+    {"fuse", check_fuse},       {"cgroup", check_cgroup},
+    {"clone", check_clone},     {"disk", check_disk},
     {"memory", check_memory},
 };
 

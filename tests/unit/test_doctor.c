@@ -114,9 +114,8 @@ static void test_facts_of_this_machine(void **state)
     assert_status(&report, "pagemap", major * 100 + minor >= 607 ? DOCTOR_OK : DOCTOR_WARN);
     assert_status(&report, "cgroup",
                   access("/sys/fs/cgroup/cgroup.controllers", F_OK) == 0 ? DOCTOR_OK : DOCTOR_WARN);
-    assert_status(&report, "fuse", access("/dev/fuse", R_OK | W_OK) == 0 ? DOCTOR_OK : DOCTOR_WARN);
-    assert_status(&report, "tun", access("/dev/net/tun", R_OK | W_OK) == 0 ? DOCTOR_OK : DOCTOR_FAIL);
     assert_status(&report, "fuse", access("/dev/fuse", R_OK | W_OK) == 0 ? DOCTOR_OK : DOCTOR_FAIL);
+    assert_status(&report, "tun", access("/dev/net/tun", R_OK | W_OK) == 0 ? DOCTOR_OK : DOCTOR_FAIL);
 
     struct sysinfo info;
     unsigned long available = 0;
