@@ -36,14 +36,14 @@ static int make_address(const char *path, struct sockaddr_un *address, int *ret_
     return 0;
 }
 
-int unix_socket_listen(const char *path, struct error *err)
+static int listen_on(const char *path, int type, struct error *err)
 {
     struct sockaddr_un address;
     CLEANUP_CLOSE int directory = -1;
     int r = make_address(path, &address, &directory, err);
     if (r < 0)
         return r;
-    CLEANUP_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CLEANUP_CLOSE int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return error_errno(err, "cannot make a socket");
     if (bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 8) < 0)
@@ -51,17 +51,37 @@ int unix_socket_listen(const char *path, struct error *err)
     return TAKE_FD(fd);
 }
 
-int unix_socket_connect(const char *path, struct error *err)
+static int connect_to(const char *path, int type, struct error *err)
 {
     struct sockaddr_un address;
     CLEANUP_CLOSE int directory = -1;
     int r = make_address(path, &address, &directory, err);
     if (r < 0)
         return r;
-    CLEANUP_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CLEANUP_CLOSE int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return error_errno(err, "cannot make a socket");
     if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
         return error_errno(err, "cannot connect to %s", path);
     return TAKE_FD(fd);
+}
+
+int unix_socket_listen(const char *path, struct error *err)
+{
+    return listen_on(path, SOCK_STREAM, err);
+}
+
+int unix_socket_connect(const char *path, struct error *err)
+{
+    return connect_to(path, SOCK_STREAM, err);
+}
+
+int unix_socket_listen_packets(const char *path, struct error *err)
+{
+    return listen_on(path, SOCK_SEQPACKET, err);
+}
+
+int unix_socket_connect_packets(const char *path, struct error *err)
+{
+    return connect_to(path, SOCK_SEQPACKET, err);
 }
