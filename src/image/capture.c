@@ -1,218 +1,442 @@
 /*
- * Runs of private pages are gathered until the buffer is full, read with one process_vm_readv, compared page by
- * page with the parent image (which is read, not mapped: a file that got shorter must be an error, not a signal),
- * and written in runs of differing pages.
+ * The pipeline. Each worker takes a batch of runs from the source under a lock, and then works alone: it reads the
+ * batch, compares it with the parent, and puts the pages that differ into frames of its own, which go to the layer
+ * as soon as they are full. A worker's partial frame is filled up from its next batch; what all of them have left
+ * at the end is put together by the caller's thread.
  *
- * Invariants: the buffer's runs are in ascending image offset; a page is skipped only if it was seen equal to the
- * parent's byte for byte, where a hole of the parent counts as zeros without being read; any short read or write
- * fails the whole capture.
+ * The caller is the first worker. A worker that got a full batch starts the next one, so a small capture costs no
+ * thread and a large one soon has them all.
+ *
+ * Invariants: a page is dropped only if it was seen equal, byte for byte, to what the parent has there, where a
+ * hole of the parent's map is zeros without being read. After the first error no worker takes another batch, and
+ * every worker that was started is joined. Memory: workers times (batch, parent's pages, frame, encoder), bounded
+ * by worker_limit, and the changes.
  */
 #include "image/capture.h"
 
 #include <errno.h>
-#include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
-#include "base/io.h"
-#include "image/pages.h"
+#include "image/capture_pipeline.h"
 
-struct capture {
-    const struct capture_source *source;
-    int image_fd;
-    uint8_t *buffer;
-    size_t used;
-    struct iovec remote[PAGE_WALK_RUNS];
-    uint64_t offsets[PAGE_WALK_RUNS]; /* in the image, of each remote run */
+#define WORKERS_MAX 16u
+#define BATCH_BYTES (CAPTURE_BATCH_PAGES * IMAGE_PAGE_BYTES)
+/* More than a frame's encoder needs besides its output: zstd's tables at its fast levels. */
+#define ENCODER_STATE_BYTES (1u << 20)
+/* They work while others wait for the disk. */
+#define WORKERS_BEYOND_CORES 1u
+
+struct worker {
+    struct pipeline *pipeline;
+    pthread_t thread;
+    bool started; /* set by the one before it */
+
+    struct capture_run runs[CAPTURE_BATCH_PAGES];
     size_t run_count;
-    uint8_t *parent;     /* the parent image's bytes for the run being compared */
-    uint64_t data_start; /* the parent's extent of data at or after the last look-up */
-    uint64_t data_end;
-    struct capture_result result;
+    uint32_t numbers[CAPTURE_BATCH_PAGES]; /* in the image, of the batch's pages */
+    size_t page_count;
+    uint8_t *pages;
+    uint8_t *parent_pages; /* of the stretch being compared */
+
+    struct frame_encoder *encoder;
+    uint8_t *frame; /* pages that differ, until there are enough */
+    uint32_t frame_numbers[LAYER_FRAME_PAGES_MAX];
+    unsigned frame_used;
+
+    struct map_extent *changes;
+    size_t change_count;
+    size_t change_room;
+    uint64_t seen_pages;
+    uint64_t changed_pages;
 };
 
-/* Finds the parent's first extent of data that ends after `offset`. Offsets only grow, so one extent is kept. */
-static int find_extent(struct capture *capture, uint64_t offset)
+struct pipeline {
+    const struct capture_source *source;
+    const struct image_map *parent_map;
+    struct layer_writer *layer;
+    uint32_t layer_index;
+    unsigned frame_pages;
+    uint64_t image_pages; /* no run may reach beyond */
+
+    pthread_mutex_t lock; /* of what follows */
+    struct capture_run pending;
+    bool ended;
+    int result; /* of the first worker that failed */
+    struct error error;
+
+    unsigned worker_count;
+    struct worker workers[WORKERS_MAX];
+};
+
+static const uint8_t zero_page[IMAGE_PAGE_BYTES];
+
+void capture_result_done(struct capture_result *result)
 {
-    if (offset < capture->data_end)
-        return 0;
-    off_t data = lseek(capture->source->parent_fd, (off_t)offset, SEEK_DATA);
-    if (data < 0 && errno != ENXIO)
-        return -errno;
-    off_t hole = data < 0 ? 0 : lseek(capture->source->parent_fd, data, SEEK_HOLE);
-    if (hole < 0)
-        return -errno;
-    capture->data_start = data < 0 ? UINT64_MAX : (uint64_t)data;
-    capture->data_end = data < 0 ? UINT64_MAX : (uint64_t)hole;
-    return 0;
+    free(result->changes);
+    *result = (struct capture_result){0};
 }
 
-/* Fills `parent` with the parent image's bytes; holes are not read, which would fill the page cache with zeros. */
-static int read_parent(struct capture *capture, uint64_t offset, size_t length)
+int capture_read_file(int fd, uint64_t page, size_t count, uint8_t *to, const char *what, struct error *err)
 {
+    size_t length = count * IMAGE_PAGE_BYTES;
     for (size_t done = 0; done < length;) {
-        int r = find_extent(capture, offset + done);
-        if (r < 0)
-            return r;
-        uint64_t at = offset + done;
-        uint8_t *to = capture->parent + done;
-        if (at < capture->data_start) {
-            size_t hole = (size_t)MIN(capture->data_start - at, (uint64_t)(length - done));
-            memset(to, 0, hole);
-            done += hole;
+        ssize_t n = pread(fd, to + done, length - done, (off_t)(page * IMAGE_PAGE_BYTES + done));
+        if (n < 0 && errno == EINTR)
             continue;
-        }
-        size_t wanted = (size_t)MIN(capture->data_end - at, (uint64_t)(length - done));
-        ssize_t n = pread(capture->source->parent_fd, to, wanted, (off_t)at);
-        if (n <= 0)
-            return n < 0 ? -errno : -EIO; /* the image got shorter, which nobody may do */
+        if (n < 0)
+            return error_errno(err, "reading the %s", what);
+        if (n == 0)
+            return error_set(err, EIO, "the %s ends before page %llu", what, (unsigned long long)(page + count));
         done += (size_t)n;
     }
     return 0;
 }
 
-/* Writes the differing pages of one run. */
-static int write_run(struct capture *capture, const uint8_t *bytes, uint64_t offset, size_t length)
+static int add_change(struct worker *worker, uint32_t page, uint32_t count, uint32_t layer, uint32_t slot,
+                      struct error *err)
 {
-    int r = read_parent(capture, offset, length);
-    if (r < 0)
-        return r;
-    size_t start = 0; /* of the differing pages not yet written */
-    for (size_t at = 0; at <= length; at += PAGE_SIZE_BYTES) {
-        if (at < length && memcmp(bytes + at, capture->parent + at, PAGE_SIZE_BYTES) != 0)
-            continue;
-        if (at > start) {
-            r = io_pwrite_full(capture->image_fd, bytes + start, at - start, (off_t)(offset + start));
-            if (r < 0)
-                return r;
-            capture->result.written_bytes += at - start;
-        }
-        start = at + PAGE_SIZE_BYTES;
-    }
-    return 0;
-}
-
-static int flush(struct capture *capture, struct error *err)
-{
-    if (capture->run_count == 0)
+    worker->changed_pages += count;
+    struct map_extent *last = worker->change_count > 0 ? &worker->changes[worker->change_count - 1] : NULL;
+    if (last != NULL && last->layer == layer && last->page + last->count == page &&
+        (layer == MAP_LAYER_ZERO || last->slot + last->count == slot)) {
+        last->count += count;
         return 0;
-    struct iovec local = {capture->buffer, capture->used};
-    ssize_t n = process_vm_readv(capture->source->pid, &local, 1, capture->remote, capture->run_count, 0);
-    if (n < 0)
-        return error_errno(err, "reading guest memory");
-    if ((size_t)n != capture->used)
-        return error_set(err, EIO, "read %zd of %zu bytes of guest memory", n, capture->used);
-    const uint8_t *bytes = capture->buffer;
-    for (size_t i = 0; i < capture->run_count; i++) {
-        int r = write_run(capture, bytes, capture->offsets[i], capture->remote[i].iov_len);
-        if (r < 0)
-            return error_code(err, r, "writing the memory image");
-        bytes += capture->remote[i].iov_len;
     }
-    /* The disk begins to write while the next runs are read; the caller's sync waits for less. */
-    uint64_t first = capture->offsets[0];
-    uint64_t end = capture->offsets[capture->run_count - 1] + capture->remote[capture->run_count - 1].iov_len;
-    sync_file_range(capture->image_fd, (off_t)first, (off_t)(end - first), SYNC_FILE_RANGE_WRITE);
-    capture->used = 0;
-    capture->run_count = 0;
+    if (worker->change_count == worker->change_room) {
+        size_t room = MAX(worker->change_room * 2, (size_t)1024);
+        struct map_extent *changes = reallocarray(worker->changes, room, sizeof(*changes));
+        if (changes == NULL)
+            return error_set(err, ENOMEM, "out of memory");
+        worker->changes = changes;
+        worker->change_room = room;
+    }
+    worker->changes[worker->change_count++] = (struct map_extent){page, count, layer, slot};
     return 0;
 }
 
-static int add_run(struct capture *capture, const struct page_run *run, uint64_t offset, struct error *err)
+static int store_frame(struct worker *worker, const uint8_t *pages, const uint32_t *numbers, unsigned count,
+                       struct error *err)
 {
-    capture->result.private_bytes += run->length;
-    for (uint64_t done = 0; done < run->length;) {
-        if (capture->used == CAPTURE_BUFFER || capture->run_count == PAGE_WALK_RUNS) {
-            int r = flush(capture, err);
-            if (r < 0)
-                return r;
-        }
-        size_t length = MIN(run->length - done, (uint64_t)(CAPTURE_BUFFER - capture->used));
-        /* A remote address: never dereferenced here. */
-        capture->remote[capture->run_count].iov_base = (void *)(uintptr_t)(run->address + done);
-        capture->remote[capture->run_count].iov_len = length;
-        capture->offsets[capture->run_count++] = offset + done;
-        capture->used += length;
-        done += length;
-    }
-    return 0;
-}
-
-static int capture_ranges(struct capture *capture, int pagemap_fd, struct error *err)
-{
-    bool use_scan = !capture->source->without_scan && page_scan_supported(pagemap_fd);
-    for (size_t i = 0; i < capture->source->range_count; i++) {
-        const struct vmm_ram_range *range = &capture->source->ranges[i];
-        struct page_walk walk;
-        page_walk_init(&walk, pagemap_fd, PAGES_PRIVATE, use_scan, range->address, range->length);
-        struct page_run run;
-        int r;
-        while ((r = page_walk_next(&walk, &run, err)) > 0) {
-            r = add_run(capture, &run, range->offset + (run.address - range->address), err);
-            if (r < 0)
-                return r;
-        }
-        if (r < 0)
-            return r;
-    }
-    return flush(capture, err);
-}
-
-int capture_memory(const struct capture_source *source, int image_fd, struct capture_result *ret, struct error *err)
-{
-    CLEANUP_CLOSE int pagemap_fd = page_map_open(source->pid, err);
-    if (pagemap_fd < 0)
-        return pagemap_fd;
-    CLEANUP_FREE struct capture *capture = calloc(1, sizeof(*capture));
-    CLEANUP_FREE uint8_t *buffer = malloc(CAPTURE_BUFFER);
-    CLEANUP_FREE uint8_t *parent = malloc(CAPTURE_BUFFER);
-    if (capture == NULL || buffer == NULL || parent == NULL)
-        return error_set(err, ENOMEM, "out of memory");
-    capture->source = source;
-    capture->image_fd = image_fd;
-    capture->buffer = buffer;
-    capture->parent = parent;
-    int r = capture_ranges(capture, pagemap_fd, err);
-    if (r == 0)
-        *ret = capture->result;
+    struct pipeline *pipeline = worker->pipeline;
+    uint32_t slot;
+    int r = layer_writer_add(pipeline->layer, worker->encoder, pages, count, &slot, err);
+    for (unsigned i = 0; i < count && r == 0; i++)
+        r = add_change(worker, numbers[i], 1, pipeline->layer_index, slot + i, err);
     return r;
 }
 
-static int count_kind(const struct capture_source *source, int pagemap_fd, enum page_kind kind, uint64_t *ret,
-                      struct error *err)
+static int flush_frame(struct worker *worker, struct error *err)
 {
-    uint64_t total = 0;
-    bool use_scan = !source->without_scan && page_scan_supported(pagemap_fd);
-    for (size_t i = 0; i < source->range_count; i++) {
-        struct page_walk walk;
-        page_walk_init(&walk, pagemap_fd, kind, use_scan, source->ranges[i].address, source->ranges[i].length);
-        struct page_run run;
-        int r;
-        while ((r = page_walk_next(&walk, &run, err)) > 0)
-            total += run.length;
+    unsigned count = worker->frame_used;
+    worker->frame_used = 0;
+    return count == 0 ? 0 : store_frame(worker, worker->frame, worker->frame_numbers, count, err);
+}
+
+static int push_page(struct worker *worker, const uint8_t *page, uint32_t number, struct error *err)
+{
+    memcpy(worker->frame + (size_t)worker->frame_used * IMAGE_PAGE_BYTES, page, IMAGE_PAGE_BYTES);
+    worker->frame_numbers[worker->frame_used++] = number;
+    return worker->frame_used == worker->pipeline->frame_pages ? flush_frame(worker, err) : 0;
+}
+
+/* Stores pages `changed` (places in the batch, ascending). Whole frames that lie together are not copied. */
+static int store_pages(struct worker *worker, const uint32_t *changed, size_t count, struct error *err)
+{
+    unsigned frame_pages = worker->pipeline->frame_pages;
+    int r = 0;
+    for (size_t i = 0; i < count && r == 0;) {
+        const uint8_t *page = worker->pages + (size_t)changed[i] * IMAGE_PAGE_BYTES;
+        const uint32_t *numbers = &worker->numbers[changed[i]];
+        if (worker->frame_used == 0 && count - i >= frame_pages &&
+            changed[i + frame_pages - 1] - changed[i] == frame_pages - 1) {
+            r = store_frame(worker, page, numbers, frame_pages, err);
+            i += frame_pages;
+        } else {
+            r = push_page(worker, page, *numbers, err);
+            i++;
+        }
+    }
+    return r;
+}
+
+/* How many pages from `page` on, up to `end`, the parent's map has (*ret_has) or doesn't have, like the first one.
+ */
+static uint64_t parent_stretch(const struct image_map *map, uint64_t page, uint64_t end, bool *ret_has)
+{
+    if (map == NULL) {
+        *ret_has = false;
+        return end - page;
+    }
+    uint64_t next;
+    *ret_has = image_map_find(map, page, &next) != NULL;
+    while (next < end && (image_map_find(map, next, NULL) != NULL) == *ret_has)
+        image_map_find(map, next, &next);
+    return MIN(next, end) - page;
+}
+
+/* Compares `count` pages of the batch with the parent's map, which has them (`has`) or is zero there. Places of
+ * those to be stored are added to `changed`. */
+static int compare_stretch(struct worker *worker, size_t first, size_t count, bool has, uint32_t *changed,
+                           size_t *changed_count, struct error *err)
+{
+    if (has) {
+        int r = capture_read_file(worker->pipeline->source->parent->fd, worker->numbers[first], count,
+                                  worker->parent_pages, "parent image", err);
         if (r < 0)
             return r;
     }
-    *ret = total;
+    for (size_t i = 0; i < count; i++) {
+        const uint8_t *page = worker->pages + (first + i) * IMAGE_PAGE_BYTES;
+        if (has && memcmp(page, worker->parent_pages + i * IMAGE_PAGE_BYTES, IMAGE_PAGE_BYTES) == 0)
+            continue;
+        if (memcmp(page, zero_page, IMAGE_PAGE_BYTES) != 0) {
+            changed[(*changed_count)++] = (uint32_t)(first + i);
+        } else if (has) {
+            int r = add_change(worker, worker->numbers[first + i], 1, MAP_LAYER_ZERO, 0, err);
+            if (r < 0)
+                return r;
+        }
+    }
     return 0;
 }
 
-int capture_count(const struct capture_source *source, uint64_t *ret_private, uint64_t *ret_resident,
-                  struct error *err)
+/* A run that is zero now: changed is what the parent has. */
+static int record_zeros(struct worker *worker, const struct capture_run *run, struct error *err)
 {
-    CLEANUP_CLOSE int pagemap_fd = page_map_open(source->pid, err);
-    if (pagemap_fd < 0)
-        return pagemap_fd;
-    uint64_t private_bytes;
-    uint64_t resident_bytes;
-    int r = count_kind(source, pagemap_fd, PAGES_PRIVATE, &private_bytes, err);
-    if (r == 0)
-        r = count_kind(source, pagemap_fd, PAGES_RESIDENT, &resident_bytes, err);
-    if (r < 0)
-        return r;
-    *ret_private = private_bytes;
-    *ret_resident = resident_bytes;
+    uint64_t end = run->page + run->count;
+    for (uint64_t page = run->page; page < end;) {
+        bool has;
+        uint64_t count = parent_stretch(worker->pipeline->parent_map, page, end, &has);
+        int r = has ? add_change(worker, (uint32_t)page, (uint32_t)count, MAP_LAYER_ZERO, 0, err) : 0;
+        if (r < 0)
+            return r;
+        page += count;
+    }
     return 0;
+}
+
+/* The lock is held, as in take_run and fill_batch. 1, or 0 at the end of the source. */
+static int refill_pending(struct pipeline *pipeline, struct error *err)
+{
+    struct capture_run *pending = &pipeline->pending;
+    if (pending->count > 0)
+        return 1;
+    int r = pipeline->source->next(pipeline->source->context, pending, err);
+    pipeline->ended = r == 0;
+    if (r > 0 && (pending->page > pipeline->image_pages || pending->count > pipeline->image_pages - pending->page))
+        return error_set(err, ERANGE, "page %llu is beyond the end of the image",
+                         (unsigned long long)(pending->page + pending->count - 1));
+    return r;
+}
+
+/* Moves as much of the pending run as there is room for to the worker's batch. */
+static void take_run(struct pipeline *pipeline, struct worker *worker)
+{
+    struct capture_run *pending = &pipeline->pending;
+    struct capture_run *run = &worker->runs[worker->run_count++];
+    *run = *pending;
+    run->count = MIN(pending->count, (uint64_t)(CAPTURE_BATCH_PAGES - worker->page_count));
+    for (uint64_t i = 0; i < run->count; i++)
+        worker->numbers[worker->page_count++] = (uint32_t)(run->page + i);
+    pending->page += run->count;
+    pending->position += run->count * IMAGE_PAGE_BYTES;
+    pending->count -= run->count;
+    worker->seen_pages += run->count;
+}
+
+static int fill_batch(struct pipeline *pipeline, struct worker *worker, struct error *err)
+{
+    while (worker->page_count < CAPTURE_BATCH_PAGES) {
+        int r = refill_pending(pipeline, err);
+        if (r <= 0)
+            return r;
+        if (!pipeline->pending.zero) {
+            take_run(pipeline, worker);
+            continue;
+        }
+        r = record_zeros(worker, &pipeline->pending, err);
+        if (r < 0)
+            return r;
+        worker->seen_pages += pipeline->pending.count;
+        pipeline->pending.count = 0;
+    }
+    return 0;
+}
+
+/* 1 when there is a batch to work on. */
+static int take_batch(struct worker *worker, struct error *err)
+{
+    struct pipeline *pipeline = worker->pipeline;
+    worker->run_count = 0;
+    worker->page_count = 0;
+    pthread_mutex_lock(&pipeline->lock);
+    bool stop = pipeline->result < 0 || pipeline->ended;
+    int r = stop ? 0 : fill_batch(pipeline, worker, err);
+    pthread_mutex_unlock(&pipeline->lock);
+    return r < 0 ? r : worker->run_count > 0;
+}
+
+static int work_on_batch(struct worker *worker, struct error *err)
+{
+    const struct capture_source *source = worker->pipeline->source;
+    int r = source->read(source->context, worker->runs, worker->run_count, worker->pages, err);
+    uint32_t changed[CAPTURE_BATCH_PAGES];
+    size_t changed_count = 0;
+    size_t first = 0;
+    for (size_t i = 0; i < worker->run_count && r == 0; i++) {
+        uint64_t end = worker->runs[i].page + worker->runs[i].count;
+        for (uint64_t page = worker->runs[i].page; page < end && r == 0;) {
+            bool has;
+            uint64_t count = parent_stretch(worker->pipeline->parent_map, page, end, &has);
+            r = compare_stretch(worker, first, count, has, changed, &changed_count, err);
+            first += count;
+            page += count;
+        }
+    }
+    return r < 0 ? r : store_pages(worker, changed, changed_count, err);
+}
+
+static int worker_prepare(struct worker *worker, struct error *err)
+{
+    size_t frame_bytes = (size_t)worker->pipeline->frame_pages * IMAGE_PAGE_BYTES;
+    worker->pages = aligned_alloc(IMAGE_PAGE_BYTES, BATCH_BYTES);
+    worker->parent_pages = aligned_alloc(IMAGE_PAGE_BYTES, BATCH_BYTES);
+    worker->frame = aligned_alloc(IMAGE_PAGE_BYTES, frame_bytes);
+    if (worker->pages == NULL || worker->parent_pages == NULL || worker->frame == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    return frame_encoder_new(worker->pipeline->layer, &worker->encoder, err);
+}
+
+static void worker_done(struct worker *worker)
+{
+    free(worker->pages);
+    free(worker->parent_pages);
+    free(worker->frame);
+    free(worker->changes);
+    frame_encoder_free(worker->encoder);
+}
+
+static void keep_first_error(struct pipeline *pipeline, int result, struct error *err)
+{
+    pthread_mutex_lock(&pipeline->lock);
+    if (pipeline->result == 0) {
+        pipeline->result = result;
+        error_move(&pipeline->error, err);
+    }
+    pthread_mutex_unlock(&pipeline->lock);
+}
+
+static void *worker_main(void *context);
+
+/* Fewer workers than wanted are slower, nothing else, so a failure to start one is none. */
+static void start_next_worker(struct worker *worker)
+{
+    struct pipeline *pipeline = worker->pipeline;
+    struct worker *next = worker + 1;
+    if (next == &pipeline->workers[pipeline->worker_count] || next->started)
+        return;
+    next->pipeline = pipeline;
+    next->started = pthread_create(&next->thread, NULL, worker_main, next) == 0;
+}
+
+static void *worker_main(void *context)
+{
+    struct worker *worker = context;
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    int r = worker_prepare(worker, &err);
+    while (r == 0 && (r = take_batch(worker, &err)) > 0) {
+        if (worker->page_count == CAPTURE_BATCH_PAGES)
+            start_next_worker(worker);
+        r = work_on_batch(worker, &err);
+    }
+    if (r < 0)
+        keep_first_error(worker->pipeline, r, &err);
+    return NULL;
+}
+
+/* All that workers have left, as frames of the first one. */
+static int store_leftovers(struct pipeline *pipeline, struct error *err)
+{
+    struct worker *first = &pipeline->workers[0];
+    int r = 0;
+    for (unsigned i = 1; i < pipeline->worker_count; i++) {
+        const struct worker *worker = &pipeline->workers[i];
+        for (unsigned j = 0; j < worker->frame_used && r == 0; j++)
+            r = push_page(first, worker->frame + (size_t)j * IMAGE_PAGE_BYTES, worker->frame_numbers[j], err);
+    }
+    return r < 0 ? r : flush_frame(first, err);
+}
+
+static int collect(struct pipeline *pipeline, struct capture_result *ret, struct error *err)
+{
+    struct capture_result result = {0};
+    size_t total = 0;
+    for (unsigned i = 0; i < pipeline->worker_count; i++)
+        total += pipeline->workers[i].change_count;
+    struct map_extent *changes = reallocarray(NULL, MAX(total, (size_t)1), sizeof(*changes));
+    if (changes == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    for (unsigned i = 0; i < pipeline->worker_count; i++) {
+        const struct worker *worker = &pipeline->workers[i];
+        if (worker->change_count > 0)
+            memcpy(changes + result.change_count, worker->changes, worker->change_count * sizeof(*changes));
+        result.change_count += worker->change_count;
+        result.private_bytes += worker->seen_pages * IMAGE_PAGE_BYTES;
+        result.changed_bytes += worker->changed_pages * IMAGE_PAGE_BYTES;
+    }
+    result.change_count = map_changes_sort(changes, total);
+    result.changes = changes;
+    *ret = result;
+    return 0;
+}
+
+static unsigned worker_limit(unsigned frame_pages)
+{
+    size_t frame_bytes = (size_t)frame_pages * IMAGE_PAGE_BYTES;
+    size_t worker_bytes =
+        2 * BATCH_BYTES + 2 * frame_bytes + ENCODER_STATE_BYTES; /* the encoder has a frame, too */
+    size_t limit = MIN(CAPTURE_MEMORY_MAX / 2 / worker_bytes, (size_t)WORKERS_MAX);
+    size_t cores = (size_t)MAX(sysconf(_SC_NPROCESSORS_ONLN), 1L);
+    return (unsigned)MIN(cores + WORKERS_BEYOND_CORES, limit);
+}
+
+int capture_pipeline_run(const struct capture_source *source, struct layer_writer *layer, uint32_t layer_index,
+                         struct capture_result *ret, struct error *err)
+{
+    CLEANUP_FREE struct pipeline *pipeline = calloc(1, sizeof(*pipeline));
+    if (pipeline == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    pipeline->source = source;
+    pipeline->parent_map = source->parent->map;
+    pipeline->layer = layer;
+    pipeline->layer_index = layer_index;
+    pipeline->frame_pages = layer_writer_frame_pages(layer);
+    pipeline->image_pages = UINT32_MAX;
+    if (source->parent->map != NULL)
+        pipeline->image_pages = MIN(source->parent->map->pages, pipeline->image_pages);
+    pipeline->worker_count = worker_limit(pipeline->frame_pages);
+    pipeline->lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    uint64_t stored_before = layer_writer_stored_bytes(layer);
+
+    pipeline->workers[0].pipeline = pipeline;
+    worker_main(&pipeline->workers[0]);
+    /* A worker is started by the one before it, which has ended here. */
+    for (unsigned i = 1; i < pipeline->worker_count && pipeline->workers[i].started; i++)
+        pthread_join(pipeline->workers[i].thread, NULL);
+    int r = pipeline->result;
+    if (r < 0)
+        error_move(err, &pipeline->error);
+    error_done(&pipeline->error);
+    if (r == 0)
+        r = store_leftovers(pipeline, err);
+    if (r == 0)
+        r = collect(pipeline, ret, err);
+    if (r == 0)
+        ret->stored_bytes = layer_writer_stored_bytes(layer) - stored_before;
+    for (unsigned i = 0; i < pipeline->worker_count; i++)
+        worker_done(&pipeline->workers[i]);
+    return r;
 }

@@ -2,18 +2,23 @@
  * capture.h: from what a guest changed, in memory or on disk, to frames of a layer.
  *
  * A guest's RAM is a private mapping of its parent image, so what it changed is among its private (anonymous)
- * pages, and the kernel's page tables know those: PAGEMAP_SCAN (Linux 6.7, Documentation/admin-guide/mm/pagemap.rst)
- * finds present or swapped pages that are not the file's; on older kernels bits 61–63 of /proc/PID/pagemap say the
- * same. Pages are read by process_vm_readv in runs, and those that are zero or equal to the parent's are dropped; the
- * others are compressed and written, on all cores. Cost follows what is private, not how large the guest is.
+ * pages, and the kernel's page tables know those: PAGEMAP_SCAN (Linux 6.7,
+ * Documentation/admin-guide/mm/pagemap.rst) finds present or swapped pages that are not the file's; on older
+ * kernels bits 61–63 of /proc/PID/pagemap say the same. Pages are read by process_vm_readv in runs, and those that
+ * are zero or equal to the parent's are dropped; the others are compressed and written, on all cores. Cost follows
+ * what is private, not how large the guest is.
  *
- * The parent's pages are read through its file in the image server's mount, where those that the guest wrote to are in
- * the page cache already: copying them on write has put them there. Pages that the parent's map has as zero aren't read
- * at all.
+ * The parent's pages are read through its file in the image server's mount, where those that the guest wrote to are
+ * in the page cache already: copying them on write has put them there. Pages that the parent's map has as zero
+ * aren't read at all.
  *
- * A capture never changes the guest: it only reads, so a guest whose capture failed goes on. Memory used: at most
- * CAPTURE_MEMORY_MAX whatever the guest's size, and the list of changes, 16 bytes for each run. The guest must be
- * stopped, the overlay's generations frozen. Any thread; it starts and ends threads of its own.
+ * A capture never changes the guest, whose capture may fail and which then goes on: it gets a pid and const ranges,
+ * enough to read memory and nothing more. There is no capture that consumes a guest, for it to be confused with: a
+ * VMM that isn't wanted any more is killed after the commit, which gives back its memory all at once.
+ *
+ * Memory used: at most CAPTURE_MEMORY_MAX whatever the guest's size, and the list of changes, 16 bytes for each
+ * run. The guest must be stopped, the overlay's generations frozen. Any thread; it starts and ends threads of its
+ * own.
  */
 #ifndef DORMOUSE_IMAGE_CAPTURE_H
 #define DORMOUSE_IMAGE_CAPTURE_H
@@ -59,7 +64,10 @@ struct capture_result {
 };
 void capture_result_done(struct capture_result *result);
 
-/* -ENOSPC when the disk is full, -ESRCH when the VMM ends meanwhile. */
+/*
+ * -ENOSPC when the disk is full, -ESRCH when the VMM ends meanwhile, -ERANGE for pages beyond the end of the
+ * parent's image. What was added to the layer by a capture that failed is useless; the caller aborts the layer.
+ */
 int capture_memory(const struct capture_memory *source, struct layer_writer *layer, uint32_t layer_index,
                    struct capture_result *ret, struct error *err);
 int capture_disk(const struct capture_disk *source, struct layer_writer *layer, uint32_t layer_index,

@@ -43,8 +43,22 @@ int page_map_open(pid_t pid, struct error *err)
 {
     char path[64];
     snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)pid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    return fd < 0 ? error_errno(err, "cannot open %s", path) : fd;
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 && errno == ENOENT)
+        return error_set(err, ESRCH, "the VMM ended");
+    if (fd < 0)
+        return error_errno(err, "cannot open %s", path);
+    int r = page_map_check(fd, err);
+    return r < 0 ? r : TAKE_FD(fd);
+}
+
+int page_map_check(int pagemap_fd, struct error *err)
+{
+    uint64_t entry;
+    ssize_t n = pread(pagemap_fd, &entry, sizeof(entry), 0);
+    return n < 0    ? error_errno(err, "reading the VMM's page tables")
+           : n == 0 ? error_set(err, ESRCH, "the VMM ended")
+                    : 0;
 }
 
 void page_walk_init(struct page_walk *walk, int pagemap_fd, enum page_kind kind, bool use_scan, uint64_t address,

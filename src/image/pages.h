@@ -1,7 +1,8 @@
 /*
  * pages.h: walks the pages of a range in another process that are its own (private), as runs.
  *
- * Order of calls: page_walk_init, page_walk_next until it returns 0, page_walk_done. One thread at a time.
+ * Order of calls: page_map_open, page_walk_init, page_walk_next until it returns 0, page_map_check: the pages of a
+ * process that ends meanwhile are gone without an error of the walk. One thread at a time.
  * With PAGEMAP_SCAN a step costs one ioctl for up to PAGE_WALK_RUNS runs.
  */
 #ifndef DORMOUSE_IMAGE_PAGES_H
@@ -44,8 +45,11 @@ void page_walk_init(struct page_walk *walk, int pagemap_fd, enum page_kind kind,
 /* 1 and the next run, in ascending order; 0 at the end; or a negative errno. Neighbouring runs may touch. */
 int page_walk_next(struct page_walk *walk, struct page_run *ret, struct error *err);
 
-/* Returns a descriptor (O_CLOEXEC). */
+/* Returns a descriptor (O_CLOEXEC); -ESRCH when there is no such process, or none any more. */
 int page_map_open(pid_t pid, struct error *err);
+
+/* -ESRCH when the address space that page_map_open found is gone. */
+int page_map_check(int pagemap_fd, struct error *err);
 
 /* Whether this kernel has PAGEMAP_SCAN. */
 bool page_scan_supported(int pagemap_fd);
