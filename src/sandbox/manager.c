@@ -238,6 +238,18 @@ int manager_open(const struct manager_options *options, struct manager **ret, st
     return 0;
 }
 
+/* With no VM left, the image server has nothing to outlive the daemon for. */
+static void leave_images(struct manager *manager)
+{
+    bool needed = false;
+    for (const struct sandbox *sandbox = manager->sandboxes; sandbox != NULL; sandbox = sandbox->next)
+        needed = needed || sandbox->vmm != NULL;
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    if (manager->images != NULL && !needed && imaged_stop(manager->images, &err) < 0)
+        manager_log(manager, "ending the image server: %s", error_message(&err));
+    imaged_close(manager->images);
+}
+
 static void free_objects(struct manager *manager)
 {
     while (manager->sandboxes != NULL) {
@@ -263,10 +275,10 @@ void manager_close(struct manager *manager)
     while (manager->workers > 0)
         pthread_cond_wait(&manager->workers_done, &manager->lock);
     pthread_mutex_unlock(&manager->lock);
+    leave_images(manager);
     free_objects(manager);
     if (manager->networks != NULL)
         network_pool_close(manager->networks);
-    imaged_close(manager->images);
     store_close(manager->store);
     registry_close(manager->registry);
     cleanup_close(&manager->epoll_fd);

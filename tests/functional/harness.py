@@ -22,6 +22,8 @@ import watchdog
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("DORMOUSE_BUILD", ROOT / "build"))
 
+# Where an image server mounts its file systems in the data directory.
+IMAGE_MOUNTS = ("images", "overlays")
 CALL_SECONDS = 90
 READY_SECONDS = 30
 BUILD_SECONDS = 600
@@ -175,6 +177,11 @@ class Daemon:
             for pid in self.vmm_pids():
                 os.kill(pid, signal.SIGKILL)
             wait_until(lambda: not self.vmm_pids(), "the end of the VMMs")
+            if pid := self.image_server():
+                os.kill(pid, signal.SIGKILL)
+                wait_until(lambda: not self.image_server(), "the end of the image server")
+            for point in watchdog.mounts(self.data):
+                watchdog.quietly("umount", "--lazy", point)
             shutil.rmtree(self.data, ignore_errors=True)
             self.log_path.unlink(missing_ok=True)
 
@@ -256,6 +263,19 @@ class Daemon:
     def listed_snapshots(self):
         return {snapshot["id"] for snapshot in self.json("snapshot", "ls")}
 
+    def is_image_mount(self, point):
+        """The image server's own mounts are there as long as it is."""
+        return Path(point).parent == self.data and Path(point).name in IMAGE_MOUNTS
+
+    def image_server(self):
+        """Process id of its image server, or None."""
+        for pid in watchdog.processes(self.data.parent):
+            with contextlib.suppress(OSError):
+                arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if Path(os.fsdecode(arguments[0])).name == "dormouse-imaged" and os.fsencode(self.data) in arguments:
+                    return pid
+        return None
+
     def descriptors(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
@@ -265,11 +285,11 @@ class Daemon:
         found = {
             "sandboxes": list(self.list()),
             "VMM processes": list(self.vmm_pids()),
-            "VM directories": os.listdir(self.data / "sandboxes"),
+            "VM directories": os.listdir(self.data / "vms"),
             "temporary files": os.listdir(self.data / "tmp"),
             "snapshots": list(self.snapshots() - templates),
             "namespaces": self.slots()[self.network_ahead :],
-            "mounts": watchdog.mounts(self.data),
+            "mounts": [point for point in watchdog.mounts(self.data) if not self.is_image_mount(point)],
         }
         return {what: names for what, names in found.items() if names}
 
@@ -293,12 +313,12 @@ class Daemon:
             if info["state"] == "lost":
                 assert info["lost_reason"], info
         assert {info["vmm_pid"]: identity for identity, info in running.items()} == vmms
-        assert set(os.listdir(self.data / "sandboxes")) == set(running)
+        assert set(os.listdir(self.data / "vms")) == set(running)
         # One that has been superseded is removed in the background.
         wait_until(lambda: self.snapshots() == self.listed_snapshots(), "no half-made snapshot")
         kept = self.listed_snapshots()
         for snapshot in kept:
-            assert (self.data / "snapshots" / snapshot / "manifest.json").exists()
+            assert (self.data / "snapshots" / snapshot / "manifest").exists()
         for info in listed.values():
             if info["state"] == "paused":
                 assert info["snapshot"] in kept, info

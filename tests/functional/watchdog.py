@@ -101,7 +101,7 @@ def clean(directory):
         (CLAIMS / str(slot)).unlink(missing_ok=True)
     quietly("ip", "netns", "delete", Path(directory).name)
     for point in mounts(directory):
-        quietly("umount", point)
+        quietly("umount", "--lazy", point)
     if not mounts(directory):
         shutil.rmtree(directory, ignore_errors=True)
 
