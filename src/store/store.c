@@ -3,84 +3,153 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/encode.h"
 #include "base/io.h"
-#include "image/clone.h"
-#include "store/manifest.h"
+#include "store/store_internal.h"
 #include "vmm/vmm.h"
 
-#define MANIFEST "manifest.json"
-
-/* A directory with this prefix is not (yet, or any more) a snapshot. */
-#define TEMPORARY_PREFIX "tmp."
-
-#define ID_LENGTH 20
-
-struct store {
-    char *directory;
-};
-
-struct snapshot_writer {
-    struct store *store;
-    char id[ID_LENGTH + 1];
-    char *directory; /* the temporary one */
-};
-
-static char *join(const char *directory, const char *prefix, const char *name, struct error *err)
+char *store_path(struct error *err, const char *format, ...)
 {
     char *path;
-    if (asprintf(&path, "%s/%s%s", directory, prefix, name) >= 0)
+    va_list arguments;
+    va_start(arguments, format);
+    int length = vasprintf(&path, format, arguments);
+    va_end(arguments);
+    if (length >= 0)
         return path;
     error_set(err, ENOMEM, "out of memory");
     return NULL;
 }
 
-/* Only names that this store gives; nothing that could leave the directory. */
-static bool is_id(const char *text)
-{
-    size_t length = strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789");
-    return length == ID_LENGTH && text[length] == '\0';
-}
-
-static int remove_leftovers(const char *directory, struct error *err)
+int store_each_name(const char *directory, store_visit visit, void *context, struct error *err)
 {
     DIR *entries = opendir(directory);
     if (entries == NULL)
         return error_errno(err, "cannot read %s", directory);
     int r = 0;
-    for (struct dirent *entry; r == 0 && (entry = readdir(entries)) != NULL;) {
-        if (strncmp(entry->d_name, TEMPORARY_PREFIX, strlen(TEMPORARY_PREFIX)) != 0)
-            continue;
-        CLEANUP_FREE char *path = join(directory, "", entry->d_name, err);
-        r = path == NULL ? -ENOMEM : io_remove_tree(path);
-        if (r < 0)
-            error_code(err, r, "cannot remove what is left of a snapshot in %s", directory);
+    while (r == 0) {
+        /* An error must not pass for the end: gc would take the rest for not there. */
+        errno = 0;
+        struct dirent *entry = readdir(entries);
+        if (entry == NULL) {
+            if (errno != 0)
+                r = error_errno(err, "cannot read %s", directory);
+            break;
+        }
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            r = visit(context, entry->d_name, err);
     }
     closedir(entries);
     return r;
 }
 
-int store_open(const char *directory, struct store **ret, struct error *err)
+int store_sync(const char *path, struct error *err)
 {
-    int r = io_make_directories(directory, 0700);
+    int r = io_fsync_path(path);
+    return r < 0 ? error_code(err, r, "cannot make %s durable", path) : 0;
+}
+
+int store_write_durable(const char *path, const void *bytes, size_t length, struct error *err)
+{
+    CLEANUP_CLOSE int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return error_errno(err, "cannot make %s", path);
+    int r = io_write_full(fd, bytes, length);
     if (r < 0)
-        return error_code(err, r, "cannot make %s", directory);
-    r = remove_leftovers(directory, err);
-    if (r < 0)
-        return r;
+        return error_code(err, r, "cannot write %s", path);
+    return fsync(fd) < 0 ? error_errno(err, "cannot make %s durable", path) : 0;
+}
+
+static bool is_leftover(const char *name)
+{
+    return strncmp(name, STORE_TEMPORARY, strlen(STORE_TEMPORARY)) == 0;
+}
+
+/* `context` is the directory. */
+static int remove_leftover(void *context, const char *name, struct error *err)
+{
+    if (!is_leftover(name))
+        return 0;
+    CLEANUP_FREE char *path = store_path(err, "%s/%s", (const char *)context, name);
+    if (path == NULL)
+        return -ENOMEM;
+    int r = io_remove_tree(path);
+    return r < 0 ? error_code(err, r, "cannot remove %s, which is left over", path) : 0;
+}
+
+/* Of a snapshot that was being written or removed, or in one that was being compacted. */
+static int remove_leftover_snapshot(void *context, const char *name, struct error *err)
+{
+    if (!layer_id_valid(name))
+        return remove_leftover(context, name, err);
+    CLEANUP_FREE char *path = store_path(err, "%s/%s", (const char *)context, name);
+    if (path == NULL)
+        return -ENOMEM;
+    return store_each_name(path, remove_leftover, path, err);
+}
+
+static int make_directories(const struct store *store, struct error *err)
+{
+    const char *const paths[] = {store->layers, store->snapshots, store->vms};
+    for (size_t i = 0; i < ARRAY_SIZE(paths); i++) {
+        int r = io_make_directories(paths[i], 0700);
+        if (r < 0)
+            return error_code(err, r, "cannot make %s", paths[i]);
+    }
+    return store_sync(store->data, err);
+}
+
+static int lock_store(struct store *store, struct error *err)
+{
+    store->layers_fd = open(store->layers, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (store->layers_fd < 0)
+        return error_errno(err, "cannot open %s", store->layers);
+    if (flock(store->layers_fd, LOCK_EX | LOCK_NB) == 0)
+        return 0;
+    if (errno != EWOULDBLOCK)
+        return error_errno(err, "cannot lock %s", store->layers);
+    error_set(err, EBUSY, "the snapshots in %s are in use by another process", store->data);
+    error_hint(err, "is a dormoused with this data directory running?");
+    return -EBUSY;
+}
+
+static int open_store(struct store *store, struct error *err)
+{
+    int r = make_directories(store, err);
+    if (r == 0)
+        r = lock_store(store, err);
+    if (r == 0)
+        r = store_each_name(store->layers, remove_leftover, store->layers, err);
+    if (r == 0)
+        r = store_each_name(store->snapshots, remove_leftover_snapshot, store->snapshots, err);
+    return r;
+}
+
+int store_open(const char *data_directory, struct store **ret, struct error *err)
+{
     struct store *store = calloc(1, sizeof(*store));
-    if (store != NULL)
-        store->directory = strdup(directory);
-    if (store == NULL || store->directory == NULL) {
-        free(store);
+    if (store == NULL)
         return error_set(err, ENOMEM, "out of memory");
+    store->layers_fd = -1;
+    pthread_mutex_init(&store->lock, NULL);
+    pthread_mutex_init(&store->gc_lock, NULL);
+    pthread_mutex_init(&store->compact_lock, NULL);
+    store->data = store_path(err, "%s", data_directory);
+    store->layers = store_path(err, "%s/" STORE_DIRECTORY_LAYERS, data_directory);
+    store->snapshots = store_path(err, "%s/" STORE_DIRECTORY_SNAPSHOTS, data_directory);
+    store->vms = store_path(err, "%s/" STORE_DIRECTORY_VMS, data_directory);
+    bool named = store->data != NULL && store->layers != NULL && store->snapshots != NULL && store->vms != NULL;
+    int r = named ? open_store(store, err) : -ENOMEM;
+    if (r < 0) {
+        store_close(store);
+        return error_wrap(err, r, "opening the snapshot store");
     }
     *ret = store;
     return 0;
@@ -90,36 +159,74 @@ void store_close(struct store *store)
 {
     if (store == NULL)
         return;
-    free(store->directory);
+    cleanup_close(&store->layers_fd);
+    pthread_mutex_destroy(&store->lock);
+    pthread_mutex_destroy(&store->gc_lock);
+    pthread_mutex_destroy(&store->compact_lock);
+    free(store->data);
+    free(store->layers);
+    free(store->snapshots);
+    free(store->vms);
     free(store);
+}
+
+int store_layers_fd(const struct store *store)
+{
+    return store->layers_fd;
+}
+
+int store_find(struct store *store, const char *id, char **ret, struct error *err)
+{
+    if (!layer_id_valid(id))
+        return error_set(err, ENOENT, "there is no snapshot %s", id);
+    CLEANUP_FREE char *directory = store_path(err, "%s/%s", store->snapshots, id);
+    CLEANUP_FREE char *manifest = store_path(err, "%s/%s/" STORE_FILE_MANIFEST, store->snapshots, id);
+    if (directory == NULL || manifest == NULL)
+        return -ENOMEM;
+    if (access(manifest, F_OK) < 0)
+        return errno == ENOENT ? error_set(err, ENOENT, "there is no snapshot %s", id)
+                               : error_errno(err, "cannot read %s", manifest);
+    *ret = TAKE_PTR(directory);
+    return 0;
+}
+
+struct list {
+    struct store *store;
+    char **ids;
+    size_t count;
+};
+
+static int list_snapshot(void *context, const char *name, struct error *err)
+{
+    struct list *list = context;
+    CLEANUP_FREE char *directory = NULL;
+    if (!layer_id_valid(name))
+        return 0;
+    int r = store_find(list->store, name, &directory, NULL);
+    if (r == -ENOENT)
+        return 0;
+    if (r < 0)
+        return error_code(err, r, "cannot read snapshot %s", name);
+    char **larger = realloc(list->ids, (list->count + 2) * sizeof(*larger));
+    if (larger == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    list->ids = larger;
+    list->ids[list->count + 1] = NULL;
+    list->ids[list->count] = strdup(name);
+    return list->ids[list->count++] == NULL ? error_set(err, ENOMEM, "out of memory") : 0;
 }
 
 int store_list(struct store *store, char ***ret_ids, struct error *err)
 {
-    DIR *entries = opendir(store->directory);
-    if (entries == NULL)
-        return error_errno(err, "cannot read %s", store->directory);
-    char **ids = calloc(1, sizeof(*ids));
-    size_t count = 0;
-    bool failed = ids == NULL;
-    for (struct dirent *entry; !failed && (entry = readdir(entries)) != NULL;) {
-        if (!is_id(entry->d_name))
-            continue;
-        char **larger = realloc(ids, (count + 2) * sizeof(*ids));
-        failed = larger == NULL;
-        if (failed)
-            break;
-        ids = larger;
-        ids[count] = strdup(entry->d_name);
-        failed = ids[count] == NULL;
-        ids[++count] = NULL;
-    }
-    closedir(entries);
-    if (failed) {
-        store_list_done(ids);
+    struct list list = {.store = store, .ids = calloc(1, sizeof(*list.ids))};
+    if (list.ids == NULL)
         return error_set(err, ENOMEM, "out of memory");
+    int r = store_each_name(store->snapshots, list_snapshot, &list, err);
+    if (r < 0) {
+        store_list_done(list.ids);
+        return r;
     }
-    *ret_ids = ids;
+    *ret_ids = list.ids;
     return 0;
 }
 
@@ -130,294 +237,118 @@ void store_list_done(char **ids)
     free(ids);
 }
 
-/* The path of an existing snapshot. */
-static int find(struct store *store, const char *id, char **ret, struct error *err)
-{
-    CLEANUP_FREE char *path = is_id(id) ? join(store->directory, "", id, err) : NULL;
-    if (path == NULL || access(path, F_OK) < 0)
-        return error_set(err, ENOENT, "there is no snapshot %s", id);
-    *ret = TAKE_PTR(path);
-    return 0;
-}
-
-static int file_status(const char *directory, const char *name, struct stat *ret, struct error *err)
-{
-    CLEANUP_FREE char *path = join(directory, "", name, err);
-    if (path == NULL)
-        return -ENOMEM;
-    if (lstat(path, ret) == 0 && S_ISREG(ret->st_mode))
-        return 0;
-    return error_set(err, EBADMSG, "the snapshot's file %s is missing", path);
-}
-
-static int check_size(const char *directory, const char *name, uint64_t expected, struct error *err)
-{
-    struct stat status;
-    int r = file_status(directory, name, &status, err);
-    if (r < 0)
-        return r;
-    if ((uint64_t)status.st_size == expected)
-        return 0;
-    return error_set(err, EBADMSG, "the snapshot's file %s/%s has %lld bytes instead of %llu", directory, name,
-                     (long long)status.st_size, (unsigned long long)expected);
-}
-
-int store_read(struct store *store, const char *id, struct snapshot_manifest *ret, struct error *err)
+static int read_manifest(struct store *store, const char *id,
+                         int (*read)(const char *path, struct snapshot *ret, struct error *err),
+                         struct snapshot *ret, struct error *err)
 {
     CLEANUP_FREE char *directory = NULL;
-    int r = find(store, id, &directory, err);
+    int r = store_find(store, id, &directory, err);
     if (r < 0)
         return r;
-    CLEANUP_FREE char *path = join(directory, "", MANIFEST, err);
+    CLEANUP_FREE char *path = store_path(err, "%s/" STORE_FILE_MANIFEST, directory);
     if (path == NULL)
         return -ENOMEM;
-    struct snapshot_manifest manifest = {0};
-    r = manifest_read(path, &manifest, err);
+    struct snapshot snapshot = {0};
+    r = read(path, &snapshot, err);
     if (r < 0)
         return r;
-    if (strcmp(manifest.id, id) != 0)
-        r = error_set(err, EBADMSG, "%s names another snapshot", path);
-    if (r == 0)
-        r = check_size(directory, VMM_FILE_MEMORY, manifest.memory_bytes, err);
-    if (r == 0)
-        r = check_size(directory, VMM_FILE_STATE, manifest.state_bytes, err);
-    if (r < 0) {
-        snapshot_manifest_done(&manifest);
-        return r;
+    if (strcmp(snapshot.manifest.id, id) != 0) {
+        snapshot_done(&snapshot);
+        return error_set(err, EBADMSG, "%s is another snapshot's", path);
     }
-    *ret = manifest;
+    *ret = snapshot;
     return 0;
 }
 
-int store_usage(struct store *store, const char *id, struct snapshot_usage *ret, struct error *err)
+int store_read(struct store *store, const char *id, struct snapshot *ret, struct error *err)
+{
+    return read_manifest(store, id, manifest_read_head, ret, err);
+}
+
+int store_load(struct store *store, const char *id, struct snapshot *ret, struct error *err)
+{
+    return read_manifest(store, id, manifest_read, ret, err);
+}
+
+static int take_name(struct store *store, const char *id, const char *doomed, struct error *err)
 {
     CLEANUP_FREE char *directory = NULL;
-    int r = find(store, id, &directory, err);
-    struct stat memory;
-    struct stat overlay;
-    if (r == 0)
-        r = file_status(directory, VMM_FILE_MEMORY, &memory, err);
-    if (r == 0)
-        r = file_status(directory, VMM_FILE_OVERLAY, &overlay, err);
+    int r = store_find(store, id, &directory, err);
     if (r < 0)
         return r;
-    ret->memory_bytes = (uint64_t)memory.st_blocks * 512;
-    ret->overlay_bytes = (uint64_t)overlay.st_blocks * 512;
-    return 0;
+    if (rename(directory, doomed) < 0)
+        return error_errno(err, "cannot remove snapshot %s", id);
+    return store_sync(store->snapshots, err);
 }
 
 int store_remove(struct store *store, const char *id, struct error *err)
 {
-    CLEANUP_FREE char *directory = NULL;
-    int r = find(store, id, &directory, err);
-    if (r < 0)
-        return r;
-    CLEANUP_FREE char *doomed = join(store->directory, TEMPORARY_PREFIX, id, err);
+    CLEANUP_FREE char *doomed = store_path(err, "%s/" STORE_TEMPORARY "%s", store->snapshots, id);
     if (doomed == NULL)
         return -ENOMEM;
-    /* Absent at once and as a whole; a crash from here on leaves what store_open removes. */
-    if (rename(directory, doomed) < 0)
-        return error_errno(err, "cannot remove snapshot %s", id);
+    /* Absent at once and as a whole; a crash from here on leaves what store_open removes. Under the lock, because a
+     * compaction may be about to replace the manifest. */
+    pthread_mutex_lock(&store->lock);
+    int r = take_name(store, id, doomed, err);
+    pthread_mutex_unlock(&store->lock);
+    if (r < 0)
+        return r;
     r = io_remove_tree(doomed);
     return r < 0 ? error_code(err, r, "cannot remove %s", doomed) : 0;
 }
 
-static void free_writer(struct snapshot_writer *writer)
+static int link_into(int snapshot_fd, const char *id, const char *name, const char *vm_directory,
+                     const char *vm_name, struct error *err)
 {
-    free(writer->directory);
-    free(writer);
-}
-
-int store_begin(struct store *store, struct snapshot_writer **ret, struct error *err)
-{
-    struct snapshot_writer *writer = calloc(1, sizeof(*writer));
-    if (writer == NULL)
-        return error_set(err, ENOMEM, "out of memory");
-    writer->store = store;
-    int r = random_name(writer->id, ID_LENGTH);
-    if (r < 0)
-        error_code(err, r, "no random numbers");
-    else if ((writer->directory = join(store->directory, TEMPORARY_PREFIX, writer->id, err)) == NULL)
-        r = -ENOMEM;
-    else if (mkdir(writer->directory, 0700) < 0)
-        r = error_errno(err, "cannot make %s", writer->directory);
-    if (r < 0) {
-        free_writer(writer);
-        return r;
-    }
-    *ret = writer;
-    return 0;
-}
-
-const char *snapshot_writer_id(const struct snapshot_writer *writer)
-{
-    return writer->id;
-}
-
-static int link_file(const char *from_directory, const char *to_directory, const char *name, struct error *err)
-{
-    CLEANUP_FREE char *from = join(from_directory, "", name, err);
-    CLEANUP_FREE char *to = join(to_directory, "", name, err);
-    if (from == NULL || to == NULL)
+    CLEANUP_FREE char *to = store_path(err, "%s/%s", vm_directory, vm_name);
+    if (to == NULL)
         return -ENOMEM;
-    return link(from, to) < 0 ? error_errno(err, "cannot link %s to %s", from, to) : 0;
+    if (linkat(snapshot_fd, name, AT_FDCWD, to, 0) == 0)
+        return 0;
+    return error_errno(err, "cannot link %s of snapshot %s to %s", name, id, to);
 }
 
-static int clone_file(const char *from_directory, const char *to_directory, const char *name, uid_t uid,
-                      struct error *err)
+static int open_snapshot(struct store *store, const char *id, struct error *err)
 {
-    CLEANUP_FREE char *from = join(from_directory, "", name, err);
-    CLEANUP_FREE char *to = join(to_directory, "", name, err);
-    if (from == NULL || to == NULL)
-        return -ENOMEM;
-    CLEANUP_CLOSE int from_fd = open(from, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (from_fd < 0)
-        return error_errno(err, "cannot open %s", from);
-    CLEANUP_CLOSE int to_fd = image_clone_to(from_fd, to, err);
-    if (to_fd < 0)
-        return to_fd;
-    return fchown(to_fd, uid, VMM_GROUP_ID) < 0 ? error_errno(err, "cannot give %s away", to) : 0;
-}
-
-int snapshot_writer_link(struct snapshot_writer *writer, const char *vm_directory, const char *name,
-                         struct error *err)
-{
-    return link_file(vm_directory, writer->directory, name, err);
-}
-
-int snapshot_writer_clone(struct snapshot_writer *writer, const char *vm_directory, const char *name,
-                          struct error *err)
-{
-    return clone_file(vm_directory, writer->directory, name, 0, err);
-}
-
-int snapshot_writer_open(struct snapshot_writer *writer, const char *name, struct error *err)
-{
-    CLEANUP_FREE char *path = join(writer->directory, "", name, err);
-    if (path == NULL)
-        return -ENOMEM;
-    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    return fd < 0 ? error_errno(err, "cannot open %s", path) : fd;
-}
-
-/*
- * Hands a file over to the VMMs' group and makes it durable. QEMU opens the memory image for writing although it
- * maps it privately; everything else is read-only for it.
- */
-static int seal_file(const char *directory, const char *name, mode_t mode, struct error *err)
-{
-    CLEANUP_FREE char *path = join(directory, "", name, err);
-    if (path == NULL)
-        return -ENOMEM;
-    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0)
-        return error_errno(err, "cannot open %s", path);
-    if (fchown(fd, 0, VMM_GROUP_ID) < 0 || fchmod(fd, mode) < 0 || fsync(fd) < 0)
-        return error_errno(err, "cannot make %s durable", path);
-    return 0;
-}
-
-static int seal(const struct snapshot_writer *writer, struct error *err)
-{
-    static const struct {
-        const char *name;
-        mode_t mode;
-    } files[] = {
-        {VMM_FILE_MEMORY, 0660}, {VMM_FILE_BASE, 0440},   {VMM_FILE_OVERLAY, 0440},
-        {VMM_FILE_STATE, 0440},  {VMM_FILE_KERNEL, 0440}, {VMM_FILE_INITRD, 0440},
-    };
-    for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
-        int r = seal_file(writer->directory, files[i].name, files[i].mode, err);
-        if (r < 0)
-            return r;
-    }
-    return 0;
-}
-
-static int set_id(struct snapshot_manifest *manifest, const char *id, struct error *err)
-{
-    free(manifest->id);
-    manifest->id = strdup(id);
-    return manifest->id == NULL ? error_set(err, ENOMEM, "out of memory") : 0;
-}
-
-static int publish(const struct snapshot_writer *writer, struct snapshot_manifest *manifest, struct error *err)
-{
-    CLEANUP_FREE char *manifest_path = join(writer->directory, "", MANIFEST, err);
-    CLEANUP_FREE char *final = join(writer->store->directory, "", writer->id, err);
-    if (manifest_path == NULL || final == NULL)
-        return -ENOMEM;
-    int r = set_id(manifest, writer->id, err);
-    if (r == 0)
-        r = manifest_write(manifest_path, manifest, err);
-    if (r < 0)
-        return r;
-    if (rename(writer->directory, final) < 0)
-        return error_errno(err, "cannot rename %s", writer->directory);
-    r = io_fsync_path(writer->store->directory);
-    if (r < 0 && rename(final, writer->directory) == 0)
-        return error_code(err, r, "cannot make %s durable", final);
-    return 0;
-}
-
-int store_commit(struct snapshot_writer *writer, struct snapshot_manifest *manifest, struct error *err)
-{
-    int r = seal(writer, err);
-    if (r == 0)
-        r = publish(writer, manifest, err);
-    if (r < 0) {
-        store_abort(writer);
-        return error_wrap(err, r, "committing a snapshot");
-    }
-    free_writer(writer);
-    return 0;
-}
-
-void store_abort(struct snapshot_writer *writer)
-{
-    if (writer == NULL)
-        return;
-    io_remove_tree(writer->directory);
-    free_writer(writer);
-}
-
-static int make_empty_memory(const char *directory, uint64_t size, struct error *err)
-{
-    CLEANUP_FREE char *path = join(directory, "", VMM_FILE_MEMORY, err);
-    if (path == NULL)
-        return -ENOMEM;
-    CLEANUP_CLOSE int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0660);
-    if (fd < 0 || ftruncate(fd, (off_t)size) < 0 || fchown(fd, 0, VMM_GROUP_ID) < 0 || fchmod(fd, 0660) < 0)
-        return error_errno(err, "cannot make %s", path);
-    return 0;
-}
-
-int store_materialize(struct store *store, const char *id, const char *vm_directory, uid_t uid,
-                      uint64_t memory_bytes, struct error *err)
-{
-    static const char *const always[] = {VMM_FILE_BASE, VMM_FILE_KERNEL, VMM_FILE_INITRD, MANIFEST};
-    static const char *const to_restore[] = {VMM_FILE_MEMORY, VMM_FILE_STATE};
     CLEANUP_FREE char *directory = NULL;
-    int r = find(store, id, &directory, err);
+    int r = store_find(store, id, &directory, err);
+    if (r < 0)
+        return r;
+    int fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 ? error_errno(err, "cannot open %s", directory) : fd;
+}
+
+int store_materialize(struct store *store, const char *id, const char *vm_directory, struct error *err)
+{
+    static const char *const always[] = {STORE_FILE_MANIFEST, VMM_FILE_KERNEL, VMM_FILE_INITRD};
+    CLEANUP_CLOSE int fd = open_snapshot(store, id, err);
+    int r = fd < 0 ? fd : 0;
     for (size_t i = 0; r == 0 && i < ARRAY_SIZE(always); i++)
-        r = link_file(directory, vm_directory, always[i], err);
-    for (size_t i = 0; r == 0 && memory_bytes == 0 && i < ARRAY_SIZE(to_restore); i++)
-        r = link_file(directory, vm_directory, to_restore[i], err);
-    if (r == 0 && memory_bytes != 0)
-        r = make_empty_memory(vm_directory, memory_bytes, err);
-    if (r == 0)
-        r = clone_file(directory, vm_directory, VMM_FILE_OVERLAY, uid, err);
+        r = link_into(fd, id, always[i], vm_directory, always[i], err);
+    if (r == 0 && faccessat(fd, STORE_FILE_WORKING_SET, F_OK, 0) == 0)
+        r = link_into(fd, id, STORE_FILE_WORKING_SET, vm_directory, STORE_FILE_WORKING_SET, err);
     return r < 0 ? error_wrap(err, r, "preparing a VM from snapshot %s", id) : 0;
 }
 
-int store_read_origin(const char *vm_directory, struct snapshot_manifest *ret, struct error *err)
+int store_link_disk_manifest(struct store *store, const char *id, const char *vm_directory, struct error *err)
 {
-    CLEANUP_FREE char *path = join(vm_directory, "", MANIFEST, err);
-    return path != NULL ? manifest_read(path, ret, err) : -ENOMEM;
-}
-
-int store_write_origin(const char *vm_directory, const struct snapshot_manifest *manifest, struct error *err)
-{
-    CLEANUP_FREE char *path = join(vm_directory, "", MANIFEST, err);
-    return path != NULL ? manifest_write(path, manifest, err) : -ENOMEM;
+    static const char temporary[] = STORE_TEMPORARY STORE_FILE_DISK_MANIFEST;
+    CLEANUP_FREE char *from = store_path(err, "%s/%s", vm_directory, temporary);
+    CLEANUP_FREE char *to = store_path(err, "%s/" STORE_FILE_DISK_MANIFEST, vm_directory);
+    if (from == NULL || to == NULL)
+        return -ENOMEM;
+    CLEANUP_CLOSE int fd = open_snapshot(store, id, err);
+    if (fd < 0)
+        return fd;
+    if (unlink(from) < 0 && errno != ENOENT)
+        return error_errno(err, "cannot remove %s", from);
+    /* gc doesn't know the temporary name: the snapshot must stay until it has the right one. */
+    pthread_mutex_lock(&store->lock);
+    int r = link_into(fd, id, STORE_FILE_MANIFEST, vm_directory, temporary, err);
+    if (r == 0 && rename(from, to) < 0)
+        r = error_errno(err, "cannot rename %s", from);
+    pthread_mutex_unlock(&store->lock);
+    /* Renaming one link over another of the same file does nothing, and leaves both. */
+    unlink(from);
+    return r;
 }

@@ -1,16 +1,17 @@
 /*
- * store.h: snapshots on the local disk (docs/snapshot-format.md): committing, finding, removing, keeping them in order.
+ * store.h: snapshots on the local disk (docs/snapshot-format.md): committing, finding, removing, keeping them in
+ * order.
  *
- * Order of calls: store_open; then store_begin, layers and links, store_commit or store_abort; or store_materialize,
- * which makes a VM directory out of a snapshot. store_gc removes layers that no manifest in `snapshots` or `vms` names;
- * store_compact bounds what reading an image costs.
+ * Order of calls: store_open; then store_begin, layers and links, store_commit or store_abort; or
+ * store_materialize, which makes a VM directory out of a snapshot. store_gc removes layers that no manifest in
+ * `snapshots` or `vms` names; store_compact bounds what reading an image costs.
  *
- * A snapshot is complete or absent, whenever the process or the host dies. Snapshots can be removed while VMs made from
- * them run: a VM directory holds links to the manifest and the kernel, so gc leaves its layers.
+ * A snapshot is complete or absent, whenever the process or the host dies. Snapshots can be removed while VMs made
+ * from them run: a VM directory holds links to the manifest and the kernel, so gc leaves its layers.
  *
- * Threads: all functions may be called from any thread. gc waits for commits under way and the other way round only for
- * the moments in which names change. One process at a time: the directory is locked. Errors: negative errno; -EBUSY
- * another process has the store; -ENOENT no such snapshot; -EBADMSG one that is damaged (with what).
+ * Threads: all functions may be called from any thread. gc waits for commits under way and the other way round only
+ * for the moments in which names change. One process at a time: the directory is locked. Errors: negative errno;
+ * -EBUSY another process has the store; -ENOENT no such snapshot; -EBADMSG one that is damaged (with what).
  */
 #ifndef DORMOUSE_STORE_STORE_H
 #define DORMOUSE_STORE_STORE_H
@@ -71,10 +72,10 @@ int snapshot_writer_layer(struct snapshot_writer *writer, enum image_kind kind, 
                           struct error *err);
 
 /*
- * Makes everything durable, then the snapshot visible. `snapshot` holds description, maps and device state; its table
- * of layers already names the new ones (snapshot_add_layer with layer_writer_id and 0 bytes; the sizes are filled in
- * here), its id is set here. Layers that no extent uses are left out. Frees the writer, also on failure, where nothing
- * is left of the snapshot.
+ * Makes everything durable, then the snapshot visible. `snapshot` holds description, maps and device state; its
+ * table of layers already names the new ones (snapshot_add_layer with layer_writer_id and 0 bytes; the sizes are
+ * filled in here), its id is set here. Layers that no extent uses are left out. Frees the writer, also on failure,
+ * where nothing is left of the snapshot.
  */
 int store_commit(struct snapshot_writer *writer, struct snapshot *snapshot, struct error *err);
 void store_abort(struct snapshot_writer *writer);
@@ -82,7 +83,8 @@ void store_abort(struct snapshot_writer *writer);
 /* Fills an empty VM directory: manifest, kernel, initrd and working set are linked. */
 int store_materialize(struct store *store, const char *id, const char *vm_directory, struct error *err);
 
-/* The snapshot's manifest takes the place of the VM directory's disk-manifest: its overlay will lie over that disk. */
+/* The snapshot's manifest takes the place of the VM directory's disk-manifest: its overlay will lie over that disk.
+ */
 int store_link_disk_manifest(struct store *store, const char *id, const char *vm_directory, struct error *err);
 
 /* Whether one of the bounds above is passed. */
