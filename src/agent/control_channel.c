@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "agent/control_port.h"
+#include "agent/freeze.h"
 #include "base/io.h"
 #include "control/control.h"
 
@@ -190,7 +191,8 @@ static int set_clock_only(const uint8_t *body, size_t length, const char **ret_c
 
 /* ---- messages ---- */
 
-static void append_reply(struct control_channel *channel, uint32_t sequence, int result, const char *complaint)
+static void append_reply(struct control_channel *channel, uint32_t sequence, int result, const char *complaint,
+                         const struct freeze_result *frozen)
 {
     struct strbuf *reply = &channel->reply;
     size_t start = control_begin(reply, CONTROL_REPLY, sequence);
@@ -199,6 +201,10 @@ static void append_reply(struct control_channel *channel, uint32_t sequence, int
     control_add_text(reply, CONTROL_VERSION, DORMOUSE_VERSION);
     if (result < 0)
         control_add_text(reply, CONTROL_MESSAGE, complaint);
+    if (frozen != NULL && result == 0) {
+        control_add_i32(reply, CONTROL_FROZEN, frozen->frozen);
+        control_add_i32(reply, CONTROL_SYNCED, frozen->synced);
+    }
     control_end(reply, start);
 }
 
@@ -219,6 +225,7 @@ static void flush_reply(struct control_channel *channel)
 static void handle(struct control_channel *channel, const struct control_header *header, const uint8_t *body)
 {
     const char *complaint = "";
+    struct freeze_result frozen = {0};
     int r;
     switch (header->type) {
     case CONTROL_APPLY:
@@ -231,6 +238,14 @@ static void handle(struct control_channel *channel, const struct control_header 
         sync();
         r = 0;
         break;
+    case CONTROL_FREEZE:
+        r = freeze_all(&frozen);
+        complaint = "a file system can't be frozen";
+        break;
+    case CONTROL_THAW:
+        thaw_all();
+        r = 0;
+        break;
     case CONTROL_POWER_OFF:
         r = 0;
         break;
@@ -240,7 +255,7 @@ static void handle(struct control_channel *channel, const struct control_header 
         r = -ENOSYS;
         complaint = "unknown request";
     }
-    append_reply(channel, header->sequence, r, complaint);
+    append_reply(channel, header->sequence, r, complaint, header->type == CONTROL_FREEZE ? &frozen : NULL);
     flush_reply(channel);
     if (header->type == CONTROL_APPLY && r == 0)
         channel->applied(channel->owner);

@@ -88,6 +88,10 @@ static int read_reply(const uint8_t *body, size_t length, struct control_reply *
             copy_text(reply.boot_id, sizeof(reply.boot_id), &field);
         else if (field.tag == CONTROL_VERSION)
             copy_text(reply.version, sizeof(reply.version), &field);
+        else if (field.tag == CONTROL_FROZEN)
+            r = control_field_i32(&field, &reply.frozen);
+        else if (field.tag == CONTROL_SYNCED)
+            r = control_field_i32(&field, &reply.synced);
         if (r < 0)
             break;
     }

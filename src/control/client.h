@@ -14,6 +14,8 @@
 struct control_reply {
     char boot_id[64]; /* "" when not given */
     char version[64];
+    int32_t frozen; /* file systems, in reply to FREEZE */
+    int32_t synced;
 };
 
 /*

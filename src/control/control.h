@@ -39,6 +39,8 @@ enum control_type {
     CONTROL_SYNC = 3,      /* sync(2): file system caches reach the disk */
     CONTROL_POWER_OFF = 4, /* terminate processes, unmount, power off; replied to before it begins */
     CONTROL_REPLY = 5,
+    CONTROL_FREEZE = 6, /* file systems on disks stand still until THAW */
+    CONTROL_THAW = 7,
 };
 
 enum control_tag {
@@ -56,6 +58,8 @@ enum control_tag {
     CONTROL_MESSAGE = 33, /* reply: text, what failed */
     CONTROL_BOOT_ID = 34, /* reply: text, /proc/sys/kernel/random/boot_id */
     CONTROL_VERSION = 35, /* reply: text, the agent's version */
+    CONTROL_FROZEN = 36,  /* reply to FREEZE: i32, file systems that stand still */
+    CONTROL_SYNCED = 37,  /* reply to FREEZE: i32, file systems that can't, and were synced */
 };
 
 struct control_header {
