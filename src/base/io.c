@@ -27,6 +27,22 @@ ssize_t io_read_full(int fd, void *buffer, size_t length)
     return (ssize_t)done;
 }
 
+ssize_t io_pread_full(int fd, void *buffer, size_t length, off_t offset)
+{
+    size_t done = 0;
+    while (done < length) {
+        ssize_t n = pread(fd, (char *)buffer + done, length - done, offset + (off_t)done);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        if (n == 0)
+            break;
+        done += (size_t)n;
+    }
+    return (ssize_t)done;
+}
+
 int io_write_full(int fd, const void *buffer, size_t length)
 {
     size_t done = 0;

@@ -14,6 +14,8 @@
 
 /* Reads up to `length` bytes until end of file; returns the number read or a negative errno. */
 ssize_t io_read_full(int fd, void *buffer, size_t length);
+/* As above from `offset` on, leaving the file's position alone. */
+ssize_t io_pread_full(int fd, void *buffer, size_t length, off_t offset);
 
 /* Writes all of it or fails. */
 int io_write_full(int fd, const void *buffer, size_t length);

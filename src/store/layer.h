@@ -3,11 +3,12 @@
  *
  * Writing: layer_writer_open; layer_writer_add, one frame at a time, from any number of threads at once;
  * layer_writer_finish makes it durable and gives it its name, or layer_writer_abort leaves nothing.
- * Reading: layer_open; layer_read_frame from any number of threads, each with a frame_buffer of its own; layer_close.
+ * Reading: layer_open; layer_read_frame from any number of threads, each with a frame_buffer of its own;
+ * layer_close.
  *
- * Nothing is believed: a frame is checked against its checksum before it is decompressed and must decompress to exactly
- * its pages. Memory: the frame table, read in pieces when first needed (24 bytes a frame).
- * Errors: -EBADMSG a damaged file (with its name, the frame and what is wrong), -EPROTONOSUPPORT a later version, -EIO.
+ * Nothing is believed: a frame is checked against its checksum before it is decompressed and must decompress to
+ * exactly its pages. Memory: the frame table, read in pieces when first needed (24 bytes a frame). Errors: -EBADMSG
+ * a damaged file (with its name, the frame and what is wrong), -EPROTONOSUPPORT a later version, -EIO.
  */
 #ifndef DORMOUSE_STORE_LAYER_H
 #define DORMOUSE_STORE_LAYER_H
@@ -19,7 +20,10 @@
 #include "base/error.h"
 #include "store/map.h"
 
-#define LAYER_ID_LENGTH       20
+/* An id is 20 characters of a-z0-9. */
+#define LAYER_ID_LENGTH 20
+bool layer_id_valid(const char *id);
+
 #define LAYER_FRAME_PAGES_MAX 512u
 
 /* From measurement (docs/architecture.md). */
@@ -42,8 +46,8 @@ int frame_encoder_new(const struct layer_writer *writer, struct frame_encoder **
 void frame_encoder_free(struct frame_encoder *encoder);
 
 /*
- * Compresses and appends up to frame_pages pages; *ret_slot is the slot of the first, the others follow. -ENOSPC when
- * the disk is full.
+ * Compresses and appends up to frame_pages pages; *ret_slot is the slot of the first, the others follow. -ENOSPC
+ * when the disk is full.
  */
 int layer_writer_add(struct layer_writer *writer, struct frame_encoder *encoder, const void *pages, unsigned count,
                      uint32_t *ret_slot, struct error *err);
@@ -53,8 +57,8 @@ uint64_t layer_writer_stored_bytes(const struct layer_writer *writer);
 uint64_t layer_writer_page_bytes(const struct layer_writer *writer);
 
 /*
- * Table, trailer, fsync, rename, fsync of the directory. Frees the writer; on failure nothing is left. *ret_bytes is
- * the size of the file. A layer without a frame is allowed.
+ * Table, trailer, fsync, rename, fsync of the directory. Frees the writer; on failure nothing is left. *ret_bytes
+ * is the size of the file. A layer without a frame is allowed.
  */
 int layer_writer_finish(struct layer_writer *writer, uint64_t *ret_bytes, struct error *err);
 void layer_writer_abort(struct layer_writer *writer);
@@ -76,8 +80,9 @@ int frame_buffer_new(struct frame_buffer **ret, struct error *err);
 void frame_buffer_free(struct frame_buffer *buffer);
 
 /*
- * Reads, checks and decompresses frame `frame`. *ret_pages points into the buffer until its next use; returns the number
- * of pages. The file's pages are dropped from the page cache with `drop`: what was decompressed is cached elsewhere.
+ * Reads, checks and decompresses frame `frame`. *ret_pages points into the buffer until its next use; returns the
+ * number of pages. The file's pages are dropped from the page cache with `drop`: what was decompressed is cached
+ * elsewhere.
  */
 int layer_read_frame(struct layer *layer, uint32_t frame, bool drop, struct frame_buffer *buffer,
                      const uint8_t **ret_pages, struct error *err);

@@ -1,0 +1,149 @@
+#include "store/codec.h"
+
+#include <lz4.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zstd.h>
+
+/* From measurement: on guest memory, level 3 saves 3 % of the bytes for half again the time. */
+#define ZSTD_LEVEL 1
+
+/*
+ * Random bytes, and what is compressed already, cost zstd more than anything else and shrink by nothing. They are
+ * told by how often byte values repeat in a sample: pairs of equal bytes among n uniform ones number n²/256, give
+ * or take little, and more in whatever an entropy coder can shrink.
+ */
+#define SAMPLE_BYTES  1024u
+#define SAMPLE_PIECE  64u
+#define SAMPLE_REPEAT (SAMPLE_BYTES + SAMPLE_BYTES * (uint64_t)SAMPLE_BYTES / 256 * 9 / 8)
+
+struct codec_encoder {
+    enum layer_codec codec;
+    ZSTD_CCtx *zstd;
+    void *lz4;
+    char *out;
+    size_t out_bytes;
+};
+
+struct codec_encoder *codec_encoder_new(enum layer_codec codec, size_t bytes_max)
+{
+    struct codec_encoder *encoder = calloc(1, sizeof(*encoder));
+    if (encoder == NULL)
+        return NULL;
+    encoder->codec = codec;
+    encoder->out_bytes = MAX(ZSTD_compressBound(bytes_max), (size_t)LZ4_compressBound((int)bytes_max));
+    encoder->out = malloc(encoder->out_bytes);
+    if (codec == LAYER_CODEC_ZSTD)
+        encoder->zstd = ZSTD_createCCtx();
+    else if (codec == LAYER_CODEC_LZ4)
+        encoder->lz4 = malloc((size_t)LZ4_sizeofState());
+    if (encoder->out == NULL || (codec == LAYER_CODEC_ZSTD && encoder->zstd == NULL) ||
+        (codec == LAYER_CODEC_LZ4 && encoder->lz4 == NULL)) {
+        codec_encoder_free(encoder);
+        return NULL;
+    }
+    return encoder;
+}
+
+void codec_encoder_free(struct codec_encoder *encoder)
+{
+    if (encoder == NULL)
+        return;
+    ZSTD_freeCCtx(encoder->zstd);
+    free(encoder->lz4);
+    free(encoder->out);
+    free(encoder);
+}
+
+static bool looks_random(const uint8_t *bytes, size_t length)
+{
+    if (length < SAMPLE_BYTES)
+        return false;
+    uint32_t seen[4][256] = {0}; /* four, so that equal neighbours don't wait for each other */
+    size_t step = length / (SAMPLE_BYTES / SAMPLE_PIECE);
+    for (size_t start = 0; start + SAMPLE_PIECE <= length; start += step)
+        for (size_t i = start; i < start + SAMPLE_PIECE; i++)
+            seen[i % 4][bytes[i]]++;
+    uint64_t repeat = 0;
+    for (size_t i = 0; i < 256; i++) {
+        uint64_t n = seen[0][i] + seen[1][i] + seen[2][i] + seen[3][i];
+        repeat += n * n;
+    }
+    return repeat < SAMPLE_REPEAT;
+}
+
+static size_t compress(struct codec_encoder *encoder, const void *bytes, size_t length)
+{
+    if (encoder->codec == LAYER_CODEC_LZ4)
+        return (size_t)LZ4_compress_fast_extState(encoder->lz4, bytes, encoder->out, (int)length,
+                                                  (int)encoder->out_bytes, 1);
+    size_t stored = ZSTD_compressCCtx(encoder->zstd, encoder->out, encoder->out_bytes, bytes, length, ZSTD_LEVEL);
+    return ZSTD_isError(stored) ? 0 : stored;
+}
+
+enum layer_codec codec_encode(struct codec_encoder *encoder, const void *bytes, size_t length,
+                              const void **ret_stored, size_t *ret_stored_length)
+{
+    if (encoder->codec != LAYER_CODEC_NONE && !looks_random(bytes, length)) {
+        size_t stored = compress(encoder, bytes, length);
+        if (stored > 0 && stored < length) {
+            *ret_stored = encoder->out;
+            *ret_stored_length = stored;
+            return encoder->codec;
+        }
+    }
+    *ret_stored = bytes;
+    *ret_stored_length = length;
+    return LAYER_CODEC_NONE;
+}
+
+struct codec_decoder {
+    ZSTD_DCtx *zstd;
+};
+
+struct codec_decoder *codec_decoder_new(void)
+{
+    struct codec_decoder *decoder = calloc(1, sizeof(*decoder));
+    if (decoder == NULL)
+        return NULL;
+    decoder->zstd = ZSTD_createDCtx();
+    if (decoder->zstd == NULL) {
+        free(decoder);
+        return NULL;
+    }
+    return decoder;
+}
+
+void codec_decoder_free(struct codec_decoder *decoder)
+{
+    if (decoder == NULL)
+        return;
+    ZSTD_freeDCtx(decoder->zstd);
+    free(decoder);
+}
+
+/* The library would also take several frames in a row, and formats older than the standard. */
+static bool is_one_zstd_frame(const void *stored, size_t length)
+{
+    uint32_t magic;
+    if (length < sizeof(magic))
+        return false;
+    memcpy(&magic, stored, sizeof(magic));
+    return magic == ZSTD_MAGICNUMBER && ZSTD_findFrameCompressedSize(stored, length) == length;
+}
+
+bool codec_decode(struct codec_decoder *decoder, enum layer_codec codec, const void *stored, size_t stored_length,
+                  void *to, size_t length)
+{
+    switch (codec) {
+    case LAYER_CODEC_LZ4:
+        return LZ4_decompress_safe(stored, to, (int)stored_length, (int)length) == (int)length;
+    case LAYER_CODEC_ZSTD:
+        /* An error is a number larger than any length. */
+        return is_one_zstd_frame(stored, stored_length) &&
+               ZSTD_decompressDCtx(decoder->zstd, to, length, stored, stored_length) == length;
+    default:
+        return false;
+    }
+}
