@@ -1,19 +1,23 @@
 /*
  * client.h: how the control plane talks to the image server, dormouse-imaged.
  *
- * The server is a process of its own that outlives the daemon. It serves two FUSE mounts in the data directory:
+ * The server is a process of its own that outlives the daemon. It serves three FUSE mounts in the data directory:
  *
- *     DATA/images/KEY.memory, KEY.disk   read-only images; one inode for all that use the same snapshot
- *     DATA/overlays/VM                   the writable disk of one VM
+ *     DATA/images/memory/SNAPSHOT   read-only memory images; one inode for all that use the same snapshot
+ *     DATA/images/disk/SNAPSHOT     the same for disk images
+ *     DATA/overlays/VM              the writable disk of one VM
+ *
+ * An image is there for every snapshot in DATA/snapshots, attached or not: DATA/images/disk/SNAPSHOT can be mounted
+ * (-o ro,loop,noload). Memory and disk are two mounts because the kernel's read-ahead is a property of a mount.
  *
  * Order of calls: imaged_start, which finds the running server or starts one; imaged_attach before a VMM starts;
  * imaged_detach after it has ended and before its VM directory is removed; imaged_close (the server goes on).
  *
- * The protocol is one JSON object a request and one a reply, each a packet of a SOCK_SEQPACKET socket (DATA/imaged.sock,
- * mode 0600), so neither side parses a stream. Every call is bounded by IMAGED_TIMEOUT_MS.
+ * The protocol is one JSON object a request and one a reply, each a packet of a SOCK_SEQPACKET socket
+ * (DATA/imaged.sock, mode 0600), so neither side parses a stream. Every call is bounded by IMAGED_TIMEOUT_MS.
  *
- * Threads: any; each call takes a connection of its own. Errors: negative errno, the server's message; -EHOSTDOWN when
- * the server is gone: every VM attached to it is lost.
+ * Threads: any; each call takes a connection of its own. Errors: negative errno, the server's message; -EHOSTDOWN
+ * when the server is gone: every VM attached to it is lost.
  */
 #ifndef DORMOUSE_IMAGED_CLIENT_H
 #define DORMOUSE_IMAGED_CLIENT_H
@@ -30,8 +34,8 @@
 struct imaged;
 
 /*
- * `program`: path of dormouse-imaged. Mounts that a dead server left are taken away first. *ret_restarted: the server is
- * a new one, so VMs that were attached to the one before are lost.
+ * `program`: path of dormouse-imaged. Mounts that a dead server left are taken away first. *ret_restarted: the
+ * server is a new one, so VMs that were attached to the one before are lost.
  */
 int imaged_start(const char *data_directory, const char *program, struct imaged **ret, bool *ret_restarted,
                  struct error *err);
@@ -67,15 +71,18 @@ int imaged_attach(struct imaged *imaged, const struct imaged_attach *attach, str
                   struct error *err);
 int imaged_detach(struct imaged *imaged, const char *vm, struct error *err);
 
+/* The VMM's process, whose threads are then watched for stalls in balance_dirty_pages. For statistics only. */
+int imaged_set_vmm(struct imaged *imaged, const char *vm, pid_t pid, struct error *err);
+
 /*
- * The memory image has been opened (so the page cache has somewhere to put it): push its working set there ahead of the
- * guest. Returns at once. No working set: nothing happens.
+ * The memory image has been opened (so the page cache has somewhere to put it): push its working set there ahead of
+ * the guest. Returns at once. No working set: nothing happens.
  */
 int imaged_prefetch(struct imaged *imaged, const char *vm, struct error *err);
 
 /*
- * Ends the recording that attach began for a snapshot without a working set of its own, and writes the runs touched so
- * far to `path` (a new file, renamed into place). -ENODATA when nothing was recorded.
+ * Ends the recording that attach began for a snapshot without a working set of its own, and writes the runs touched
+ * so far to `path` (a new file, renamed into place). -ENODATA when nothing was recorded.
  */
 int imaged_save_working_set(struct imaged *imaged, const char *vm, const char *path, struct error *err);
 
@@ -85,7 +92,8 @@ int imaged_freeze(struct imaged *imaged, const char *vm, uint64_t *ret_generatio
 /* VM_DIRECTORY/disk-manifest holds now what the generations up to this one hold. */
 int imaged_rebase(struct imaged *imaged, const char *vm, uint64_t generation, struct error *err);
 
-/* Why a VM can't be served any more (a damaged frame, an unreadable disk): 1 and *ret, freed by the caller; 0: it can.
+/* Why a VM can't be served any more (a damaged frame, an unreadable disk): 1 and *ret, freed by the caller; 0: it
+ * can.
  */
 int imaged_failure(struct imaged *imaged, const char *vm, char **ret, struct error *err);
 
