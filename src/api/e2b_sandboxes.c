@@ -42,11 +42,9 @@ static int read_lifecycle(json_t *body, struct sandbox_spec *spec, struct error 
         return r;
     if (!with_memory && (!pause || auto_resume))
         return error_set(err, EINVAL, "\"autoPauseMemory\": false needs \"autoPause\" and excludes \"autoResume\"");
-    if (!with_memory)
-        return error_set(err, EOPNOTSUPP, "\"autoPauseMemory\": false is not supported yet");
     if (auto_resume)
         return error_set(err, EOPNOTSUPP, "\"autoResume\" is not supported yet");
-    spec->on_timeout = pause ? TIMEOUT_PAUSE : TIMEOUT_KILL;
+    spec->on_timeout = !pause ? TIMEOUT_KILL : with_memory ? TIMEOUT_PAUSE : TIMEOUT_PAUSE_DISK;
     return 0;
 }
 
@@ -151,13 +149,11 @@ static int pause_sandbox(struct api_call *call, struct error *err)
     int r = read_memory(call->body, &with_memory, err);
     if (r < 0)
         return r;
-    if (!with_memory)
-        return error_set(err, EOPNOTSUPP, "pausing without memory (\"memory\": false) is not supported yet");
     struct sandbox_info info;
     if ((r = e2b_find(call, &info, err)) < 0)
         return r;
     struct sandbox_info paused;
-    r = manager_pause(call->api->manager, info.id, &paused, err);
+    r = manager_pause(call->api->manager, info.id, !with_memory, &paused, err);
     sandbox_info_done(&info);
     if (r < 0)
         return r;
@@ -169,11 +165,13 @@ static int pause_sandbox(struct api_call *call, struct error *err)
 /* `running_allowed`: a running sandbox's life is extended; otherwise it is a conflict. */
 static int resume_sandbox(struct api_call *call, int64_t timeout_s, bool running_allowed, struct error *err)
 {
+    struct resume_options options = {.timeout_s = timeout_s};
     bool with_memory;
     int r;
-    if ((r = e2b_read_timeout(call->body, &timeout_s, err)) < 0 ||
+    if ((r = e2b_read_timeout(call->body, &options.timeout_s, err)) < 0 ||
         (r = read_memory(call->body, &with_memory, err)) < 0)
         return r;
+    options.reboot = !with_memory;
     struct sandbox_info info;
     if ((r = e2b_find(call, &info, err)) < 0)
         return r;
@@ -181,10 +179,8 @@ static int resume_sandbox(struct api_call *call, int64_t timeout_s, bool running
     bool was_running = false;
     if (e2b_is_running(&info) && !running_allowed)
         r = error_set(err, EBUSY, "sandbox %s is running already", info.id);
-    else if (!e2b_is_running(&info) && !with_memory)
-        r = error_set(err, EOPNOTSUPP, "rebooting a paused sandbox (\"memory\": false) is not supported yet");
     else
-        r = manager_resume(call->api->manager, info.id, timeout_s, &was_running, &resumed, err);
+        r = manager_resume(call->api->manager, info.id, &options, &was_running, &resumed, err);
     sandbox_info_done(&info);
     return r < 0 ? r : reply_sandbox(call, was_running ? 200 : 201, &resumed);
 }

@@ -51,7 +51,7 @@ json_t *native_sandbox_json(const struct sandbox_info *info, bool with_token)
         (json_int_t)info->disk_bytes, "egress", (int)!info->egress_denied, "env",
         string_map_environment_json(&info->environment), "metadata", string_map_metadata_json(&info->metadata),
         "created_at", time_json(info->created_ns), "started_at", time_json(info->started_ns), "expires_at",
-        time_json(info->expires_ns), "on_timeout", info->on_timeout == TIMEOUT_PAUSE ? "pause" : "kill", "timings",
+        time_json(info->expires_ns), "on_timeout", timeout_action_name(info->on_timeout), "timings",
         timings_json(&info->timings), "capture", capture_json(&info->capture));
     if (json == NULL)
         return NULL;

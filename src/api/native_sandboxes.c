@@ -62,10 +62,8 @@ static int read_on_timeout(json_t *body, enum timeout_action *ret, struct error 
     int r = body_string(body, "on_timeout", &action, err);
     if (r < 0)
         return r;
-    if (strcmp(action, "kill") != 0 && strcmp(action, "pause") != 0)
-        return error_set(err, EINVAL, "\"on_timeout\" must be \"kill\" or \"pause\"");
-    *ret = strcmp(action, "pause") == 0 ? TIMEOUT_PAUSE : TIMEOUT_KILL;
-    return 0;
+    r = timeout_action_parse(action, ret);
+    return r < 0 ? error_set(err, EINVAL, "\"on_timeout\" must be \"kill\", \"pause\" or \"pause-disk\"") : 0;
 }
 
 static int read_spec(json_t *body, struct sandbox_spec *spec, struct error *err)
@@ -120,19 +118,30 @@ static int delete_sandbox(struct api_call *call, struct error *err)
 
 static int pause_sandbox(struct api_call *call, struct error *err)
 {
+    static const char *const known[] = {"disk_only", NULL};
+    bool disk_only = false;
     struct sandbox_info info;
-    int r = manager_pause(call->api->manager, call->parameters[0], &info, err);
+    int r;
+    if ((r = body_known(call->body, known, err)) < 0 ||
+        (r = body_boolean(call->body, "disk_only", &disk_only, err)) < 0)
+        return r;
+    r = manager_pause(call->api->manager, call->parameters[0], disk_only, &info, err);
     return r < 0 ? r : reply_sandbox(call, 200, &info);
 }
 
 static int resume_sandbox(struct api_call *call, struct error *err)
 {
-    int64_t timeout_s = -1;
+    static const char *const known[] = {"timeout_s", "reboot", NULL};
+    struct resume_options options = {.timeout_s = -1};
     bool was_running = false;
     struct sandbox_info info;
-    int r = read_timeout(call->body, &timeout_s, err);
+    int r = body_known(call->body, known, err);
     if (r == 0)
-        r = manager_resume(call->api->manager, call->parameters[0], timeout_s, &was_running, &info, err);
+        r = read_timeout(call->body, &options.timeout_s, err);
+    if (r == 0)
+        r = body_boolean(call->body, "reboot", &options.reboot, err);
+    if (r == 0)
+        r = manager_resume(call->api->manager, call->parameters[0], &options, &was_running, &info, err);
     if (r < 0)
         return r;
     json_t *json = native_sandbox_json(&info, call->request->trusted);

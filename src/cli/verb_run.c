@@ -36,7 +36,7 @@ static int parse_arguments(struct cli *cli, int argc, char **argv, struct run_op
         {0, "memory", "SIZE", "512, 512M, 2G (default: as the template)", option_size_mib, &o->memory_mib},
         {0, "cpus", "N", "virtual CPUs (default: as the template)", option_count, &o->cpus},
         {0, "timeout", "TIME", "end after 90, 5m, 1h … (default: 0, never)", option_duration, &o->timeout_s},
-        {0, "on-timeout", "ACTION", "kill or pause (default: kill)", option_text, &o->on_timeout},
+        {0, "on-timeout", "ACTION", "kill, pause or pause-disk (default: kill)", option_text, &o->on_timeout},
         {'e', "env", "KEY=VALUE", "environment of every command; repeatable", option_pair, o->environment},
         {0, "metadata", "KEY=VALUE", "a label; repeatable", option_pair, o->metadata},
         {0, "no-internet", NULL, "the guest reaches nothing outside", option_flag, &o->no_internet},
@@ -45,8 +45,10 @@ static int parse_arguments(struct cli *cli, int argc, char **argv, struct run_op
     int r = options_parse(cli, &usage, specs, ARRAY_SIZE(specs), argc, argv, &operands, err);
     if (r <= 0)
         return r;
-    if (strcmp(o->on_timeout, "kill") != 0 && strcmp(o->on_timeout, "pause") != 0)
-        return options_usage_error(cli, &usage, err, "--on-timeout: '%s' is neither kill nor pause", o->on_timeout);
+    if (strcmp(o->on_timeout, "kill") != 0 && strcmp(o->on_timeout, "pause") != 0 &&
+        strcmp(o->on_timeout, "pause-disk") != 0)
+        return options_usage_error(cli, &usage, err, "--on-timeout: '%s' is neither kill, pause nor pause-disk",
+                                   o->on_timeout);
     if (parse_id(o->template_name, NULL) < 0)
         return options_usage_error(cli, &usage, err, "--template: '%s' is not a name", o->template_name);
     return r;

@@ -17,13 +17,18 @@
 #include <unistd.h>
 
 #include "base/io.h"
+#include "control/client.h"
 #include "image/capture.h"
 #include "sandbox/internal.h"
+
+#define FREEZE_TIMEOUT_MS 20000
+#define THAW_TIMEOUT_MS   5000
 
 struct capture_job {
     struct manager *manager;
     struct sandbox *sandbox;
     enum capture_mode mode;
+    enum capture_extent extent;
     struct snapshot_writer *writer;
     struct image_map parents[IMAGE_KINDS]; /* with the new snapshot's numbers for layers */
     struct layer_writer *layers[IMAGE_KINDS];
@@ -83,6 +88,7 @@ static int describe(struct capture_job *job, const struct snapshot_manifest *ori
         {&manifest->vmm, origin->vmm},
         {&manifest->accelerator, origin->accelerator},
         {&manifest->kernel, origin->kernel},
+        {&manifest->disk_consistency, ""},
     };
     for (size_t i = 0; i < ARRAY_SIZE(texts); i++) {
         int r = replace_text(texts[i].to, texts[i].from, err);
@@ -111,7 +117,7 @@ static int load_parents(struct capture_job *job, struct error *err)
         r = manifest_read(path, &origin, err);
     if (r == 0)
         r = describe(job, &origin.manifest, err);
-    if (r == 0 && !job->sandbox->fresh_memory)
+    if (r == 0 && job->extent == CAPTURE_ALL && !job->sandbox->fresh_memory)
         r = adopt_map(job, &origin, IMAGE_MEMORY, err);
     if (r < 0)
         return r;
@@ -125,6 +131,8 @@ static int open_layers(struct capture_job *job, struct error *err)
 {
     int r = 0;
     for (enum image_kind kind = 0; r == 0 && kind < IMAGE_KINDS; kind++) {
+        if (kind == IMAGE_MEMORY && job->extent == CAPTURE_DISK)
+            continue;
         r = snapshot_writer_layer(job->writer, kind, &job->layers[kind], err);
         if (r == 0)
             r = snapshot_add_layer(&job->snapshot, layer_writer_id(job->layers[kind]), 0, &job->layer_indexes[kind],
@@ -215,12 +223,42 @@ static int take_device_state(struct capture_job *job, struct error *err)
 /* With the guest stopped. */
 static int capture_stopped(struct capture_job *job, struct error *err)
 {
-    int r = take_device_state(job, err);
+    int r = job->extent == CAPTURE_ALL ? take_device_state(job, err) : 0;
     if (r == 0)
         r = imaged_freeze(job->manager->images, job->sandbox->info.id, &job->generation, err);
-    if (r == 0)
+    if (r == 0 && job->extent == CAPTURE_ALL)
         r = take_memory(job, err);
     return r;
+}
+
+static int ask_agent(struct sandbox *sandbox, enum control_type type, int timeout_ms, struct control_reply *ret,
+                     struct error *err)
+{
+    int fd = vmm_control_fd(sandbox->vmm, err);
+    if (fd < 0)
+        return fd;
+    CLEANUP_STRBUF struct strbuf message = STRBUF_INIT;
+    control_end(&message, control_begin(&message, type, 0));
+    return control_request(fd, vmm_pidfd(sandbox->vmm), &message, timeout_ms, ret, err);
+}
+
+void sandbox_thaw(struct sandbox *sandbox)
+{
+    struct control_reply reply;
+    ask_agent(sandbox, CONTROL_THAW, THAW_TIMEOUT_MS, &reply, NULL);
+}
+
+/* What the guest believes to be on its disk is there, and the file systems are whole. */
+static int freeze_guest(struct capture_job *job, struct error *err)
+{
+    struct control_reply reply;
+    int r = ask_agent(job->sandbox, CONTROL_FREEZE, FREEZE_TIMEOUT_MS, &reply, err);
+    if (r < 0) {
+        sandbox_thaw(job->sandbox);
+        return error_wrap(err, r, "freezing the guest's file systems");
+    }
+    bool all = reply.frozen > 0 && reply.synced == 0;
+    return replace_text(&job->snapshot.manifest.disk_consistency, all ? "frozen" : "synced", err);
 }
 
 static int finish(struct capture_job *job, struct error *err)
@@ -242,9 +280,12 @@ static int stop_and_capture(struct capture_job *job, struct error *err)
 {
     struct vmm *vmm = job->sandbox->vmm;
     job->stopped_ns = clock_monotonic_ns();
-    int r = vmm_pause(vmm, err);
+    int r = job->extent == CAPTURE_DISK ? freeze_guest(job, err) : 0;
     if (r < 0)
         return r;
+    r = vmm_pause(vmm, err);
+    if (r < 0)
+        return r; /* the caller continues it */
     r = capture_stopped(job, err);
     if (job->mode == CAPTURE_AND_STOP && r == 0)
         r = finish(job, err);
@@ -255,6 +296,8 @@ static int stop_and_capture(struct capture_job *job, struct error *err)
     CLEANUP_ERROR struct error continue_error = ERROR_INIT;
     int continued = vmm_continue(vmm, &continue_error);
     note_stop_time(job);
+    if (job->extent == CAPTURE_DISK && continued == 0)
+        sandbox_thaw(job->sandbox);
     if (r == 0 && continued == 0)
         return finish(job, err);
     if (r == 0)
@@ -283,10 +326,10 @@ static void rebase_overlay(struct capture_job *job, const char *snapshot_id)
 }
 
 int sandbox_capture(struct manager *manager, struct sandbox *sandbox, enum capture_mode mode,
-                    char **ret_snapshot_id, struct error *err)
+                    enum capture_extent extent, char **ret_snapshot_id, struct error *err)
 {
     CLEANUP(capture_job_done)
-    struct capture_job job = {.manager = manager, .sandbox = sandbox, .mode = mode};
+    struct capture_job job = {.manager = manager, .sandbox = sandbox, .mode = mode, .extent = extent};
     int64_t begin_ns = clock_monotonic_ns();
     int r = store_begin(manager->store, &job.writer, err);
     if (r < 0)

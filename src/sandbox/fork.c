@@ -91,7 +91,7 @@ static int parent_snapshot(struct manager *manager, struct sandbox *parent, char
         return replace_text(ret, parent->info.snapshot_id, err);
     int r = sandbox_require(parent, SANDBOX_RUNNING, "forked", err);
     if (r == 0)
-        r = sandbox_capture(manager, parent, CAPTURE_AND_CONTINUE, ret, err);
+        r = sandbox_capture(manager, parent, CAPTURE_AND_CONTINUE, CAPTURE_ALL, ret, err);
     /* Also when it never stopped: a "stop" that was not answered in time may still be waiting for it. */
     if (r < 0 && parent->vmm != NULL)
         vmm_continue(parent->vmm, NULL);

@@ -175,9 +175,15 @@ enum capture_mode {
     CAPTURE_AND_STOP,     /* the VMM stays stopped */
     CAPTURE_AND_CONTINUE, /* the guest goes on as soon as its divergence is copied */
 };
+enum capture_extent {
+    CAPTURE_ALL,
+    CAPTURE_DISK, /* no memory: the guest's file systems are frozen meanwhile */
+};
 /* On failure the guest runs (again). Figures go into sandbox->info.capture. */
 int sandbox_capture(struct manager *manager, struct sandbox *sandbox, enum capture_mode mode,
-                    char **ret_snapshot_id, struct error *err);
+                    enum capture_extent extent, char **ret_snapshot_id, struct error *err);
+/* Lets a guest write again whose file systems a capture that never ended has frozen. */
+void sandbox_thaw(struct sandbox *sandbox);
 
 /* ---- snapshots.c ---- */
 
@@ -191,7 +197,7 @@ void snapshot_gc_soon(struct manager *manager);
 void snapshot_compact(struct manager *manager, const char *id);
 
 /* ---- lifecycle.c ---- */
-int sandbox_pause(struct manager *manager, struct sandbox *sandbox, struct error *err);
+int sandbox_pause(struct manager *manager, struct sandbox *sandbox, enum capture_extent extent, struct error *err);
 int sandbox_kill(struct manager *manager, struct sandbox *sandbox, struct error *err);
 /* Ends the pause whose snapshot has been committed. */
 void sandbox_finish_pause(struct manager *manager, struct sandbox *sandbox);

@@ -135,8 +135,9 @@ int manager_create(struct manager *manager, const struct sandbox_spec *spec, str
     if (r == 0)
         r = describe(spec, &origin, &info, err);
     struct sandbox *sandbox = NULL;
-    request.boot = r == 0 && (info.cpus != origin.snapshot.manifest.cpus ||
-                              (uint64_t)info.memory_mib << 20 != origin.snapshot.manifest.memory_bytes);
+    request.boot =
+        r == 0 && (snapshot_is_disk_only(&origin.snapshot) || info.cpus != origin.snapshot.manifest.cpus ||
+                   (uint64_t)info.memory_mib << 20 != origin.snapshot.manifest.memory_bytes);
     if (r == 0)
         r = sandbox_add(manager, &info, &sandbox, err);
     if (r < 0)
@@ -208,7 +209,7 @@ static void undo_pause(struct manager *manager, struct sandbox *sandbox)
     sandbox_set_lost(manager, sandbox, error_message(&err));
 }
 
-int sandbox_pause(struct manager *manager, struct sandbox *sandbox, struct error *err)
+int sandbox_pause(struct manager *manager, struct sandbox *sandbox, enum capture_extent extent, struct error *err)
 {
     int r = sandbox_require(sandbox, SANDBOX_RUNNING, "paused", err);
     if (r == 0)
@@ -216,7 +217,7 @@ int sandbox_pause(struct manager *manager, struct sandbox *sandbox, struct error
     if (r < 0)
         return r;
     CLEANUP_FREE char *snapshot_id = NULL;
-    r = sandbox_capture(manager, sandbox, CAPTURE_AND_STOP, &snapshot_id, err);
+    r = sandbox_capture(manager, sandbox, CAPTURE_AND_STOP, extent, &snapshot_id, err);
     if (r < 0) {
         undo_pause(manager, sandbox);
         return r;
@@ -225,13 +226,14 @@ int sandbox_pause(struct manager *manager, struct sandbox *sandbox, struct error
     return 0;
 }
 
-int manager_pause(struct manager *manager, const char *id_or_prefix, struct sandbox_info *ret, struct error *err)
+int manager_pause(struct manager *manager, const char *id_or_prefix, bool disk_only, struct sandbox_info *ret,
+                  struct error *err)
 {
     struct sandbox *sandbox;
     int r = sandbox_acquire(manager, id_or_prefix, &sandbox, err);
     if (r < 0)
         return r;
-    r = sandbox_pause(manager, sandbox, err);
+    r = sandbox_pause(manager, sandbox, disk_only ? CAPTURE_DISK : CAPTURE_ALL, err);
     if (r == 0)
         r = sandbox_report(manager, sandbox, ret, err);
     sandbox_release(manager, sandbox);
@@ -248,20 +250,22 @@ static void extend_deadline(struct manager *manager, struct sandbox *sandbox, in
         sandbox_set_deadline(manager, sandbox, timeout_s);
 }
 
-static int resume(struct manager *manager, struct sandbox *sandbox, int64_t timeout_s, int64_t request_ns,
-                  struct error *err)
+static int resume(struct manager *manager, struct sandbox *sandbox, const struct resume_options *options,
+                  int64_t request_ns, struct error *err)
 {
     CLEANUP(snapshot_done) struct snapshot snapshot = {0};
     struct start_request request = {
         .snapshot_id = sandbox->info.snapshot_id,
         .request_ns = request_ns,
-        .timeout_s = timeout_s >= 0 ? timeout_s : sandbox->timeout_s,
+        .timeout_s = options->timeout_s >= 0 ? options->timeout_s : sandbox->timeout_s,
     };
     int r = sandbox_require(sandbox, SANDBOX_PAUSED, "resumed", err);
     if (r == 0)
         r = store_read(manager->store, sandbox->info.snapshot_id, &snapshot, err);
     if (r == 0)
         r = check_compatible(&snapshot.manifest, &request.accelerator, err);
+    /* Memory that was kept is given up for a fresh boot only when asked for. */
+    request.boot = options->reboot || (r == 0 && snapshot_is_disk_only(&snapshot));
     if (r == 0)
         r = sandbox_set_state(manager, sandbox, SANDBOX_RESUMING, err);
     if (r < 0)
@@ -272,11 +276,11 @@ static int resume(struct manager *manager, struct sandbox *sandbox, int64_t time
     return r;
 }
 
-int manager_resume(struct manager *manager, const char *id_or_prefix, int64_t timeout_s, bool *ret_was_running,
-                   struct sandbox_info *ret, struct error *err)
+int manager_resume(struct manager *manager, const char *id_or_prefix, const struct resume_options *options,
+                   bool *ret_was_running, struct sandbox_info *ret, struct error *err)
 {
     int64_t request_ns = clock_monotonic_ns();
-    if (timeout_s > SANDBOX_TIMEOUT_MAX_S)
+    if (options->timeout_s > SANDBOX_TIMEOUT_MAX_S)
         return error_set(err, EINVAL, "the timeout must be at most %d seconds", SANDBOX_TIMEOUT_MAX_S);
     struct sandbox *sandbox;
     int r = sandbox_acquire(manager, id_or_prefix, &sandbox, err);
@@ -284,10 +288,10 @@ int manager_resume(struct manager *manager, const char *id_or_prefix, int64_t ti
         return r;
     bool was_running = sandbox->info.state == SANDBOX_RUNNING;
     if (was_running) {
-        extend_deadline(manager, sandbox, timeout_s);
+        extend_deadline(manager, sandbox, options->timeout_s);
         r = sandbox_record(manager, sandbox, err);
     } else {
-        r = resume(manager, sandbox, timeout_s, request_ns, err);
+        r = resume(manager, sandbox, options, request_ns, err);
     }
     if (r == 0)
         r = sandbox_report(manager, sandbox, ret, err);

@@ -62,8 +62,6 @@ const char *manager_api_key(const struct manager *manager);
 
 /* ---- sandboxes ---- */
 
-enum timeout_action { TIMEOUT_KILL, TIMEOUT_PAUSE };
-
 /* A list of "key=value" (environment) or alternating keys and values (metadata): see the fields. */
 struct string_list {
     char **items;
@@ -135,15 +133,22 @@ int manager_create(struct manager *manager, const struct sandbox_spec *spec, str
 int manager_get(struct manager *manager, const char *id_or_prefix, struct sandbox_info *ret, struct error *err);
 int manager_list(struct manager *manager, struct sandbox_list *ret, struct error *err);
 
-/* Running → paused; returns when the snapshot is committed. On failure it runs on. */
-int manager_pause(struct manager *manager, const char *id_or_prefix, struct sandbox_info *ret, struct error *err);
-
 /*
- * Paused → running; `timeout_s` < 0 keeps the earlier timeout. A running sandbox is left as it is, its timeout
- * only ever extended, and *ret_was_running set.
+ * Running → paused; returns when the snapshot is committed. On failure it runs on. With `disk_only` the guest's
+ * file systems are frozen and only its disk is kept: it will boot from it.
  */
-int manager_resume(struct manager *manager, const char *id_or_prefix, int64_t timeout_s, bool *ret_was_running,
-                   struct sandbox_info *ret, struct error *err);
+int manager_pause(struct manager *manager, const char *id_or_prefix, bool disk_only, struct sandbox_info *ret,
+                  struct error *err);
+
+struct resume_options {
+    int64_t timeout_s; /* < 0: as before */
+    bool reboot;       /* boot from the snapshot's disk, its memory given up; implied by one that holds none */
+};
+
+/* Paused → running. A running sandbox is left as it is, its timeout only ever extended, and *ret_was_running set.
+ */
+int manager_resume(struct manager *manager, const char *id_or_prefix, const struct resume_options *options,
+                   bool *ret_was_running, struct sandbox_info *ret, struct error *err);
 
 /* One child's outcome: either info (error.code == 0) or error. */
 struct fork_result {

@@ -242,7 +242,7 @@ static int read_numbers(const json_t *document, struct sandbox_info *info, struc
         {"created_ns", 0, INT64_MAX, 0, &info->created_ns},
         {"started_ns", 0, INT64_MAX, 0, &info->started_ns},
         {"expires_ns", 0, INT64_MAX, 0, &info->expires_ns},
-        {"on_timeout", TIMEOUT_KILL, TIMEOUT_PAUSE, TIMEOUT_KILL, &action},
+        {"on_timeout", TIMEOUT_KILL, TIMEOUT_PAUSE_DISK, TIMEOUT_KILL, &action},
     };
     for (size_t i = 0; i < ARRAY_SIZE(numbers); i++) {
         int r = json_read_integer(document, numbers[i].key, numbers[i].minimum, numbers[i].maximum,

@@ -109,6 +109,8 @@ static int recover_one(struct manager *manager, struct sandbox *sandbox, struct 
         free(TAKE_PTR(sandbox->pending_snapshot));
         sandbox->info.state = SANDBOX_RUNNING;
         recover_running(manager, sandbox);
+        if (sandbox->vmm != NULL)
+            sandbox_thaw(sandbox); /* it may have been about to be paused without its memory */
         return 0;
     case SANDBOX_RESUMING:
         end_vmm(manager, sandbox);

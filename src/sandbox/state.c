@@ -1,6 +1,9 @@
 #include "sandbox/state.h"
 
+#include <errno.h>
 #include <string.h>
+
+#include "base/macro.h"
 
 static const char *const names[SANDBOX_STATE_COUNT] = {
     [SANDBOX_CREATING] = "creating", [SANDBOX_RUNNING] = "running",   [SANDBOX_PAUSING] = "pausing",
@@ -37,4 +40,23 @@ int sandbox_state_parse(const char *name)
 bool sandbox_state_may_follow(enum sandbox_state from, enum sandbox_state to)
 {
     return transitions[from][to];
+}
+
+static const char *const timeout_actions[] = {
+    [TIMEOUT_KILL] = "kill", [TIMEOUT_PAUSE] = "pause", [TIMEOUT_PAUSE_DISK] = "pause-disk"};
+
+const char *timeout_action_name(enum timeout_action action)
+{
+    return timeout_actions[action];
+}
+
+int timeout_action_parse(const char *name, enum timeout_action *ret)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(timeout_actions); i++) {
+        if (strcmp(name, timeout_actions[i]) == 0) {
+            *ret = (enum timeout_action)i;
+            return 0;
+        }
+    }
+    return -EINVAL;
 }

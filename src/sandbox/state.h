@@ -1,5 +1,5 @@
 /*
- * state.h: the states of a sandbox and the one table of what may follow what.
+ * state.h: the states of a sandbox, the one table of what may follow what, and what the end of its time means.
  *
  * Pure; any thread.
  */
@@ -26,5 +26,12 @@ const char *sandbox_state_name(enum sandbox_state state);
 int sandbox_state_parse(const char *name);
 
 bool sandbox_state_may_follow(enum sandbox_state from, enum sandbox_state to);
+
+/* What happens when a sandbox's time is over. */
+enum timeout_action { TIMEOUT_KILL, TIMEOUT_PAUSE, TIMEOUT_PAUSE_DISK };
+
+/* "kill", "pause", "pause-disk"; -EINVAL for anything else. */
+const char *timeout_action_name(enum timeout_action action);
+int timeout_action_parse(const char *name, enum timeout_action *ret);
 
 #endif

@@ -214,6 +214,7 @@ static int describe_seed(struct build *build, struct snapshot_manifest *manifest
         {&manifest->vmm, version},
         {&manifest->accelerator, vmm_accelerator_name(build->request.accelerator)},
         {&manifest->kernel, build->kernel.version},
+        {&manifest->disk_consistency, "frozen"},
     };
     for (size_t i = 0; r == 0 && i < ARRAY_SIZE(texts); i++)
         r = replace_text(texts[i].to, texts[i].from, err);
@@ -378,7 +379,8 @@ static int boot_and_capture(struct build *build, struct error *err)
     if (r < 0)
         return r;
     settle(build);
-    return sandbox_capture(build->manager, build->sandbox, CAPTURE_AND_STOP, &build->info.snapshot_id, err);
+    return sandbox_capture(build->manager, build->sandbox, CAPTURE_AND_STOP, CAPTURE_ALL, &build->info.snapshot_id,
+                           err);
 }
 
 /* Puts the new template in the place of one with the same name. */

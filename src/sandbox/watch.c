@@ -114,9 +114,11 @@ static void handle_timeout(struct manager *manager, void *argument)
     pthread_mutex_unlock(&manager->lock);
     int r = 0;
     if (due && sandbox->info.state == SANDBOX_RUNNING) {
-        bool pause = sandbox->info.on_timeout == TIMEOUT_PAUSE;
+        enum timeout_action action = sandbox->info.on_timeout;
+        bool pause = action != TIMEOUT_KILL;
         manager_log(manager, "sandbox %s: its time is over: %s", id, pause ? "pausing" : "killing");
-        r = pause ? sandbox_pause(manager, sandbox, &err) : sandbox_kill(manager, sandbox, &err);
+        enum capture_extent extent = action == TIMEOUT_PAUSE_DISK ? CAPTURE_DISK : CAPTURE_ALL;
+        r = pause ? sandbox_pause(manager, sandbox, extent, &err) : sandbox_kill(manager, sandbox, &err);
     }
     if (r < 0) {
         manager_log(manager, "sandbox %s: %s", id, error_message(&err));

@@ -29,6 +29,7 @@ struct snapshot_manifest {
     char *vmm;         /* name and version, e.g. "qemu 7.2.22" */
     char *accelerator; /* vmm_accelerator_name */
     char *kernel;      /* version */
+    char *disk_consistency; /* of a disk-only snapshot: "frozen", "synced"; else "" */
     unsigned machine_revision;
     unsigned cpus;
     uint64_t memory_bytes; /* of the memory image */
@@ -53,6 +54,9 @@ struct snapshot {
     size_t device_state_bytes;
 };
 void snapshot_done(struct snapshot *snapshot);
+
+/* It can only be booted from. Also for what manifest_decode_head gave. */
+bool snapshot_is_disk_only(const struct snapshot *snapshot);
 
 /* Index of a layer in the table, which is added if it isn't there yet. */
 int snapshot_add_layer(struct snapshot *snapshot, const char *id, uint64_t bytes, uint32_t *ret_index,

@@ -216,8 +216,10 @@ int manager_list(struct manager *manager, struct sandbox_list *ret, struct error
     return 0;
 }
 
-int manager_pause(struct manager *manager, const char *id_or_prefix, struct sandbox_info *ret, struct error *err)
+int manager_pause(struct manager *manager, const char *id_or_prefix, bool disk_only, struct sandbox_info *ret,
+                  struct error *err)
 {
+    (void)disk_only;
     struct sandbox_info *info;
     int r = find_in_state(manager, id_or_prefix, SANDBOX_RUNNING, &info, err);
     if (r < 0)
@@ -229,8 +231,8 @@ int manager_pause(struct manager *manager, const char *id_or_prefix, struct sand
     return 0;
 }
 
-int manager_resume(struct manager *manager, const char *id_or_prefix, int64_t timeout_s, bool *ret_was_running,
-                   struct sandbox_info *ret, struct error *err)
+int manager_resume(struct manager *manager, const char *id_or_prefix, const struct resume_options *options,
+                   bool *ret_was_running, struct sandbox_info *ret, struct error *err)
 {
     struct sandbox_info *info;
     int r = find(manager, id_or_prefix, &info, err);
@@ -239,8 +241,8 @@ int manager_resume(struct manager *manager, const char *id_or_prefix, int64_t ti
     *ret_was_running = info->state == SANDBOX_RUNNING;
     info->state = SANDBOX_RUNNING;
     info->vmm_pid = 1;
-    int64_t expires_ns = expiry(timeout_s);
-    if (timeout_s >= 0 && (!*ret_was_running || expires_ns > info->expires_ns))
+    int64_t expires_ns = expiry(options->timeout_s);
+    if (options->timeout_s >= 0 && (!*ret_was_running || expires_ns > info->expires_ns))
         info->expires_ns = expires_ns;
     copy_info(info, ret);
     pthread_mutex_unlock(&manager->lock);

@@ -223,12 +223,12 @@ static void test_e2b_life(void **state)
     expect_on("POST", "/sandboxes/$/timeout", id, "{}", 400);
     expect_on("PUT", "/sandboxes/$/network", id, "{\"allow_internet_access\":true}", 204);
     expect_on("GET", "/sandboxes/$/logs", id, NULL, 200);
-    expect_on("POST", "/sandboxes/$/pause", id, "{\"memory\":false}", 501);
+    expect_on("POST", "/sandboxes/$/pause", id, "{\"memory\":5}", 400);
     expect_on("POST", "/sandboxes/$/pause", id, "{}", 204);
     expect_on("POST", "/sandboxes/$/pause", id, "{}", 409);
     expect_on("POST", "/sandboxes/$/fork", id, "{}", 409);
     expect_on("GET", "/sandboxes/$/metrics", id, NULL, 200);
-    expect_on("POST", "/sandboxes/$/connect", id, "{\"timeout\":5,\"memory\":false}", 501);
+    expect_on("POST", "/sandboxes/$/connect", id, "{\"timeout\":5,\"memory\":0}", 400);
     expect_on("POST", "/sandboxes/$/connect", id, "{\"timeout\":5}", 201);
     expect_on("POST", "/sandboxes/$/fork", id, "{\"count\":2}", 201);
     expect_on("POST", "/sandboxes/$/fork", id, "{\"count\":0}", 400);
