@@ -1,4 +1,4 @@
-# make          installs what is missing from Debian, builds build/dormoused, build/dormouse, build/dormouse-agent
+# make          installs what is missing from Debian, builds build/dormoused, build/dormouse-imaged, build/dormouse, build/dormouse-agent
 # make demo     real sandboxes: pause, resume, fork
 # make test     all tests; ends with "N passed, N failed"
 # make bench    the figures behind the claims
@@ -13,7 +13,7 @@ all:
 	@scripts/install-packages build run
 	@test -f build/build.ninja || CC=gcc meson setup --prefix='$(PREFIX)' build
 	@ninja -C build
-	@ln -sf src/api/dormoused src/cli/dormouse src/agent/dormouse-agent build/
+	@ln -sf src/api/dormoused src/imaged/dormouse-imaged src/cli/dormouse src/agent/dormouse-agent build/
 
 packages:
 	@scripts/install-packages
@@ -26,6 +26,7 @@ demo: all
 	@scripts/demo
 
 bench: all
+	@scripts/install-packages bench
 	@bench/run
 
 install: all
