@@ -20,6 +20,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/io.h"
 #include "image/capture_pipeline.h"
 
 #define WORKERS_MAX 16u
@@ -82,16 +83,11 @@ void capture_result_done(struct capture_result *result)
 int capture_read_file(int fd, uint64_t page, size_t count, uint8_t *to, const char *what, struct error *err)
 {
     size_t length = count * IMAGE_PAGE_BYTES;
-    for (size_t done = 0; done < length;) {
-        ssize_t n = pread(fd, to + done, length - done, (off_t)(page * IMAGE_PAGE_BYTES + done));
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return error_errno(err, "reading the %s", what);
-        if (n == 0)
-            return error_set(err, EIO, "the %s ends before page %llu", what, (unsigned long long)(page + count));
-        done += (size_t)n;
-    }
+    ssize_t n = io_pread_full(fd, to, length, (off_t)(page * IMAGE_PAGE_BYTES));
+    if (n < 0)
+        return error_code(err, (int)n, "reading the %s", what);
+    if ((size_t)n != length)
+        return error_set(err, EIO, "the %s ends before page %llu", what, (unsigned long long)(page + count));
     return 0;
 }
 

@@ -1,0 +1,763 @@
+/*
+ * Capture from real processes: a child maps a parent image privately, as a VMM does, changes memory in every way
+ * the kernel knows, and waits. What was captured, laid over the parent, must be what the child has: it says so
+ * itself, afterwards, so that the capture meets the child's page tables as its changes left them.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "image/capture.h"
+#include "image/pages.h"
+#include "store/layer.h"
+#include "unit.h"
+
+#ifndef MADV_PAGEOUT
+#define MADV_PAGEOUT 21
+#endif
+
+#define PAGE      ((size_t)IMAGE_PAGE_BYTES)
+#define HUGE_PAGE (2u << 20)
+
+/* The image: two pieces of guest memory with a gap between, where the image has data, too, and one without a file.
+ */
+#define LOW_PAGES  3000u
+#define GAP_PAGES  1000u
+#define HIGH_PAGES 3000u
+#define BARE_PAGES 2048u
+#define HIGH_START (LOW_PAGES + GAP_PAGES)
+#define BARE_START (HIGH_START + HIGH_PAGES)
+#define PAGES      (BARE_START + BARE_PAGES)
+
+#define PARENT_LAYER 0u
+#define NEW_LAYER    1u
+
+/* xorshift64: the same everywhere, from a seed. */
+static uint64_t random_next(uint64_t *state)
+{
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    return *state;
+}
+
+static void fill_random(uint8_t *to, size_t length, uint64_t *random)
+{
+    for (size_t i = 0; i < length; i += sizeof(uint64_t)) {
+        uint64_t word = random_next(random);
+        memcpy(to + i, &word, sizeof(word));
+    }
+}
+
+struct parent {
+    int fd;
+    uint8_t *content;
+    struct image_map map;
+};
+
+/* Data in random stretches of the part that has a file; extents end in the middle of them, too. */
+static void make_parent(const char *directory, uint64_t *random, struct parent *ret)
+{
+    CLEANUP_FREE char *path = unit_path(directory, "parent");
+    ret->fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    assert_true(ret->fd >= 0);
+    assert_int_equal(ftruncate(ret->fd, (off_t)(PAGES * PAGE)), 0);
+    ret->content = calloc(PAGES, PAGE);
+    ret->map = (struct image_map){.extents = calloc(PAGES, sizeof(struct map_extent)), .pages = PAGES};
+    assert_non_null(ret->content);
+    assert_non_null(ret->map.extents);
+    uint32_t slot = 5;
+    for (uint32_t page = 0; page < BARE_START;) {
+        page += (uint32_t)(random_next(random) % 40);
+        uint32_t count = 1 + (uint32_t)(random_next(random) % (random_next(random) % 8 == 0 ? 300 : 6));
+        if (page + count > BARE_START)
+            break;
+        fill_random(ret->content + page * PAGE, count * PAGE, random);
+        assert_int_equal(io_pwrite_full(ret->fd, ret->content + page * PAGE, count * PAGE, (off_t)(page * PAGE)),
+                         0);
+        ret->map.extents[ret->map.count++] = (struct map_extent){page, count, PARENT_LAYER, slot};
+        page += count;
+        slot += count + (uint32_t)(random_next(random) % 3);
+    }
+}
+
+static void drop_parent(struct parent *parent)
+{
+    close(parent->fd);
+    free(parent->content);
+    free(parent->map.extents);
+}
+
+struct guest {
+    pid_t pid;
+    int command; /* closed: the guest writes its memory to `dump` and ends */
+    int dump;
+    struct vmm_ram_range ranges[3];
+};
+
+enum change {
+    CHANGE_RANDOM,
+    CHANGE_ONE_BYTE,
+    CHANGE_NOTHING, /* written to, but with what was there */
+    CHANGE_ZERO,
+    CHANGE_DISCARD,
+    CHANGE_SWAP,
+    CHANGE_READ,
+    CHANGES,
+};
+
+static void change_pages(uint8_t *at, size_t length, enum change change, uint64_t *random)
+{
+    switch (change) {
+    case CHANGE_RANDOM:
+        fill_random(at, length, random);
+        break;
+    case CHANGE_ZERO:
+        memset(at, 0, length);
+        break;
+    case CHANGE_DISCARD:
+        madvise(at, length, MADV_DONTNEED);
+        break;
+    case CHANGE_SWAP:
+        madvise(at, length, MADV_PAGEOUT);
+        break;
+    default:
+        for (size_t i = 0; i < length; i += PAGE) {
+            volatile uint8_t *byte = at + i + random_next(random) % PAGE;
+            uint8_t old = *byte;
+            if (change != CHANGE_READ)
+                *byte = (uint8_t)(change == CHANGE_ONE_BYTE ? old + 1 : old);
+        }
+        break;
+    }
+}
+
+static void change_memory(uint8_t *memory, size_t pages, uint64_t *random)
+{
+    size_t changes = random_next(random) % 150;
+    for (size_t i = 0; i < changes; i++) {
+        size_t first = random_next(random) % pages;
+        size_t count = 1 + random_next(random) % (random_next(random) % 8 == 0 ? 600 : 5);
+        change_pages(memory + first * PAGE, MIN(count, pages - first) * PAGE,
+                     (enum change)(random_next(random) % CHANGES), random);
+    }
+}
+
+static _Noreturn void guest_main(const struct guest *guest, int ready, uint64_t random)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (size_t i = 0; i < ARRAY_SIZE(guest->ranges); i++)
+        change_memory((uint8_t *)(uintptr_t)guest->ranges[i].address, guest->ranges[i].length / PAGE, &random);
+    char byte = 0;
+    if (write(ready, &byte, 1) != 1 || read(guest->command, &byte, 1) != 0)
+        _exit(1);
+    for (size_t i = 0; i < ARRAY_SIZE(guest->ranges); i++)
+        if (io_pwrite_full(guest->dump, (void *)(uintptr_t)guest->ranges[i].address, guest->ranges[i].length,
+                           (off_t)guest->ranges[i].offset) < 0)
+            _exit(1);
+    _exit(0);
+}
+
+/* A private mapping that begins at a huge page. */
+static uint64_t map_range(int fd, size_t pages, size_t first)
+{
+    uint8_t *place = mmap(NULL, pages * PAGE + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_true(place != MAP_FAILED);
+    uint8_t *start = (uint8_t *)ROUND_UP((uintptr_t)place, (uintptr_t)HUGE_PAGE);
+    assert_true(mmap(start, pages * PAGE, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_FIXED | (fd < 0 ? MAP_ANONYMOUS : 0), fd,
+                     fd < 0 ? 0 : (off_t)(first * PAGE)) == start);
+    madvise(start, pages * PAGE, MADV_HUGEPAGE);
+    return (uintptr_t)start;
+}
+
+static void start_guest(const char *directory, const struct parent *parent, uint64_t random, struct guest *ret)
+{
+    CLEANUP_FREE char *path = unit_path(directory, "dump");
+    ret->dump = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    assert_true(ret->dump >= 0);
+    ret->ranges[2].address = map_range(-1, BARE_PAGES, 0);
+    ret->ranges[1].address = map_range(parent->fd, HIGH_PAGES, HIGH_START);
+    ret->ranges[0].address = map_range(parent->fd, LOW_PAGES, 0);
+    ret->ranges[0].length = LOW_PAGES * PAGE;
+    ret->ranges[1].length = HIGH_PAGES * PAGE;
+    ret->ranges[2].length = BARE_PAGES * PAGE;
+    ret->ranges[0].offset = 0;
+    ret->ranges[1].offset = HIGH_START * PAGE;
+    ret->ranges[2].offset = BARE_START * PAGE;
+    int command[2];
+    int ready[2];
+    assert_int_equal(pipe2(command, O_CLOEXEC), 0);
+    assert_int_equal(pipe2(ready, O_CLOEXEC), 0);
+    ret->pid = fork();
+    assert_true(ret->pid >= 0);
+    ret->command = command[0];
+    if (ret->pid == 0) {
+        close(command[1]);
+        guest_main(ret, ready[1], random);
+    }
+    ret->command = command[1];
+    char byte;
+    close(command[0]);
+    close(ready[1]);
+    assert_int_equal(io_read_full(ready[0], &byte, 1), 1);
+    close(ready[0]);
+    for (size_t i = 0; i < ARRAY_SIZE(ret->ranges); i++)
+        munmap((void *)(uintptr_t)ret->ranges[i].address, ret->ranges[i].length);
+}
+
+/* Its memory is put over `content`; the gap is none of its. */
+static void end_guest(struct guest *guest, uint8_t *content)
+{
+    close(guest->command);
+    int status;
+    assert_int_equal(waitpid(guest->pid, &status, 0), guest->pid);
+    assert_int_equal(status, 0);
+    for (size_t i = 0; i < ARRAY_SIZE(guest->ranges); i++)
+        assert_int_equal(pread(guest->dump, content + guest->ranges[i].offset, guest->ranges[i].length,
+                               (off_t)guest->ranges[i].offset),
+                         guest->ranges[i].length);
+    close(guest->dump);
+}
+
+static void kill_guest(struct guest *guest)
+{
+    kill(guest->pid, SIGKILL);
+    waitpid(guest->pid, NULL, 0);
+    close(guest->command);
+    close(guest->dump);
+}
+
+static int make_layers(const char *directory)
+{
+    CLEANUP_FREE char *path = unit_path(directory, "layers");
+    assert_int_equal(io_make_directories(path, 0700), 0);
+    int fd = open(path, O_DIRECTORY | O_CLOEXEC);
+    assert_true(fd >= 0);
+    return fd;
+}
+
+struct captured {
+    struct capture_result result;
+    char layer_id[LAYER_ID_LENGTH + 1];
+    uint64_t layer_bytes;
+};
+
+/* One of the three is given. */
+struct subject {
+    const struct capture_memory *memory;
+    const struct capture_disk *disk;
+    int file;
+    uint64_t file_bytes;
+};
+
+static int try_capture(int layers, const struct subject *subject, unsigned frame_pages, struct captured *ret,
+                       struct error *err)
+{
+    struct layer_writer *writer;
+    int r = layer_writer_open(layers, LAYER_CODEC_ZSTD, frame_pages, &writer, err);
+    if (r < 0)
+        return r;
+    snprintf(ret->layer_id, sizeof(ret->layer_id), "%s", layer_writer_id(writer));
+    r = subject->memory != NULL ? capture_memory(subject->memory, writer, NEW_LAYER, &ret->result, err)
+        : subject->disk != NULL
+            ? capture_disk(subject->disk, writer, NEW_LAYER, &ret->result, err)
+            : capture_file(subject->file, subject->file_bytes, writer, NEW_LAYER, &ret->result, err);
+    if (r < 0) {
+        layer_writer_abort(writer);
+        return r;
+    }
+    return layer_writer_finish(writer, &ret->layer_bytes, err);
+}
+
+static void capture(int layers, const struct subject *subject, unsigned frame_pages, struct captured *ret)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    if (try_capture(layers, subject, frame_pages, ret, &err) < 0)
+        fail_msg("%s", error_message(&err));
+}
+
+static void read_extent(struct layer *layer, struct frame_buffer *buffer, const struct map_extent *extent,
+                        uint8_t *to)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    unsigned frame_pages = layer_frame_pages(layer);
+    for (uint32_t i = 0; i < extent->count; i++) {
+        const uint8_t *pages;
+        uint32_t slot = extent->slot + i;
+        int count = layer_read_frame(layer, slot / frame_pages, false, buffer, &pages, &err);
+        if (count < 0)
+            fail_msg("%s", error_message(&err));
+        assert_true((int)(slot % frame_pages) < count);
+        memcpy(to + i * PAGE, pages + slot % frame_pages * PAGE, PAGE);
+    }
+}
+
+/* What the captured image holds: the parent's pages (NULL: none) and those of the layer, by way of the maps. */
+static uint8_t *read_image(int layers, const struct parent *parent, uint64_t pages, const struct captured *captured)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    struct image_map map;
+    assert_int_equal(image_map_apply(parent != NULL ? &parent->map : NULL, pages, captured->result.changes,
+                                     captured->result.change_count, &map, &err),
+                     0);
+    struct layer *layer;
+    struct frame_buffer *buffer;
+    if (layer_open(layers, captured->layer_id, captured->layer_bytes, &layer, &err) < 0 ||
+        frame_buffer_new(&buffer, &err) < 0)
+        fail_msg("%s", error_message(&err));
+    uint8_t *content = calloc(pages, PAGE);
+    assert_non_null(content);
+    for (size_t i = 0; i < map.count; i++) {
+        const struct map_extent *extent = &map.extents[i];
+        uint8_t *to = content + extent->page * PAGE;
+        if (extent->layer == NEW_LAYER)
+            read_extent(layer, buffer, extent, to);
+        else if (parent != NULL)
+            memcpy(to, parent->content + extent->page * PAGE, extent->count * PAGE);
+    }
+    frame_buffer_free(buffer);
+    layer_close(layer);
+    image_map_done(&map);
+    return content;
+}
+
+/* Nothing is stored that the parent has, and frames are full, but for one. */
+static void check_thrift(int layers, const struct captured *captured, const uint8_t *before, const uint8_t *after)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    uint64_t stored = 0;
+    uint64_t changed = 0;
+    for (size_t i = 0; i < captured->result.change_count; i++) {
+        const struct map_extent *change = &captured->result.changes[i];
+        for (size_t page = change->page; page < change->page + change->count; page++)
+            assert_memory_not_equal(before + page * PAGE, after + page * PAGE, PAGE);
+        changed += change->count;
+        if (change->layer == NEW_LAYER)
+            stored += change->count;
+    }
+    assert_int_equal(captured->result.changed_bytes, changed * PAGE);
+    assert_true(captured->result.private_bytes >= captured->result.changed_bytes);
+    struct layer *layer;
+    assert_int_equal(layer_open(layers, captured->layer_id, captured->layer_bytes, &layer, &err), 0);
+    assert_int_equal(layer_page_count(layer), stored);
+    unsigned frame_pages = layer_frame_pages(layer);
+    assert_int_equal(layer_frame_count(layer), (stored + frame_pages - 1) / frame_pages);
+    assert_int_equal(layer_verify(layer, &err), 0);
+    layer_close(layer);
+}
+
+static void check_seed(const char *directory, int layers, uint64_t seed)
+{
+    static const unsigned frame_sizes[] = {LAYER_FRAME_PAGES_MEMORY, 1, LAYER_FRAME_PAGES_DISK, 512};
+    uint64_t random = seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
+    struct parent parent;
+    make_parent(directory, &random, &parent);
+    struct guest guest;
+    start_guest(directory, &parent, random, &guest);
+    struct capture_memory source = {
+        .pid = guest.pid,
+        .ranges = guest.ranges,
+        .range_count = ARRAY_SIZE(guest.ranges),
+        .parent = {&parent.map, parent.fd},
+    };
+    unsigned frame_pages = frame_sizes[seed % ARRAY_SIZE(frame_sizes)];
+    struct captured captured[2];
+    for (int i = 0; i < 2; i++) {
+        source.without_scan = i == 1;
+        capture(layers, &(struct subject){.memory = &source}, frame_pages, &captured[i]);
+    }
+    CLEANUP_FREE uint8_t *expected = malloc(PAGES * PAGE);
+    memcpy(expected, parent.content, PAGES * PAGE);
+    end_guest(&guest, expected);
+    assert_int_equal(captured[0].result.private_bytes, captured[1].result.private_bytes);
+    assert_int_equal(captured[0].result.changed_bytes, captured[1].result.changed_bytes);
+    for (int i = 0; i < 2; i++) {
+        CLEANUP_FREE uint8_t *image = read_image(layers, &parent, PAGES, &captured[i]);
+        for (size_t page = 0; page < PAGES; page++)
+            if (memcmp(image + page * PAGE, expected + page * PAGE, PAGE) != 0)
+                fail_msg("seed %llu: page %zu differs", (unsigned long long)seed, page);
+        check_thrift(layers, &captured[i], parent.content, expected);
+        unlinkat(layers, captured[i].layer_id, 0);
+        capture_result_done(&captured[i].result);
+    }
+    drop_parent(&parent);
+}
+
+static void both_walkers_capture_what_the_guest_has(void **state)
+{
+    CLEANUP_CLOSE int layers = make_layers(*state);
+    for (uint64_t seed = 1; seed <= 24; seed++)
+        check_seed(*state, layers, seed);
+}
+
+/* A guest of which `pages` pages are private and full of random bytes. */
+static void start_simple_guest(size_t pages, struct guest *ret)
+{
+    uint8_t *memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_true(memory != MAP_FAILED);
+    int ready[2];
+    assert_int_equal(pipe2(ready, O_CLOEXEC), 0);
+    ret->pid = fork();
+    assert_true(ret->pid >= 0);
+    if (ret->pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        uint64_t random = 7;
+        fill_random(memory, pages * PAGE, &random);
+        if (write(ready[1], "", 1) == 1)
+            for (;;)
+                pause();
+        _exit(1);
+    }
+    close(ready[1]);
+    char byte;
+    assert_int_equal(io_read_full(ready[0], &byte, 1), 1);
+    close(ready[0]);
+    munmap(memory, pages * PAGE);
+    ret->command = -1;
+    ret->dump = -1;
+    ret->ranges[0] = (struct vmm_ram_range){(uintptr_t)memory, pages * PAGE, 0};
+}
+
+static struct capture_memory simple_source(const struct guest *guest)
+{
+    return (struct capture_memory){
+        .pid = guest->pid, .ranges = guest->ranges, .range_count = 1, .parent = {NULL, -1}};
+}
+
+static uint64_t status_kib(const char *name)
+{
+    CLEANUP_FREE char *text = NULL;
+    assert_true(io_read_file("/proc/self/status", 1 << 20, &text, NULL) >= 0);
+    const char *line = strstr(text, name);
+    assert_non_null(line);
+    return strtoull(line + strlen(name), NULL, 10);
+}
+
+/* In a process of its own, whose peak nothing else has raised. */
+static _Noreturn void measure_peak(int layers, const struct guest *guest, int result)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    struct capture_memory source = simple_source(guest);
+    struct captured captured;
+    int reset = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
+    if (reset < 0 || write(reset, "5", 1) != 1)
+        _exit(2);
+    uint64_t before = status_kib("VmHWM:");
+    int r = try_capture(layers, &(struct subject){.memory = &source}, LAYER_FRAME_PAGES_MEMORY, &captured, &err);
+    uint64_t growth = status_kib("VmHWM:") - before;
+    _exit(r < 0 || write(result, &growth, sizeof(growth)) != sizeof(growth));
+}
+
+static void memory_is_bounded_whatever_the_guest(void **state)
+{
+    CLEANUP_CLOSE int layers = make_layers(*state);
+    struct guest guest;
+    start_simple_guest((512u << 20) / PAGE, &guest);
+    int result[2];
+    assert_int_equal(pipe2(result, O_CLOEXEC), 0);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0)
+        measure_peak(layers, &guest, result[1]);
+    close(result[1]);
+    uint64_t growth_kib = UINT64_MAX;
+    assert_int_equal(io_read_full(result[0], &growth_kib, sizeof(growth_kib)), sizeof(growth_kib));
+    close(result[0]);
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+    kill_guest(&guest);
+    print_message("capturing 512 MiB took %llu KiB\n", (unsigned long long)growth_kib);
+    assert_true(growth_kib * 1024 <= CAPTURE_MEMORY_MAX);
+}
+
+static void a_full_disk_fails_the_capture(void **state)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    CLEANUP_FREE char *small = unit_path(*state, "small");
+    assert_int_equal(io_make_directories(small, 0700), 0);
+    if (geteuid() != 0 || mount("small", small, "tmpfs", 0, "size=8m") < 0) {
+        print_message("skipped: mounting a small file system needs root\n");
+        skip();
+    }
+    int layers = make_layers(small);
+    struct guest guest;
+    start_simple_guest((32u << 20) / PAGE, &guest);
+    struct capture_memory source = simple_source(&guest);
+    struct captured captured;
+    int r = try_capture(layers, &(struct subject){.memory = &source}, LAYER_FRAME_PAGES_MEMORY, &captured, &err);
+    kill_guest(&guest);
+    CLEANUP_FREE char *path = unit_path(small, "layers");
+    int removed = rmdir(path);
+    close(layers);
+    umount2(small, MNT_DETACH);
+    assert_int_equal(r, -ENOSPC);
+    assert_int_equal(removed, 0);
+}
+
+static void a_process_that_is_gone_fails_the_capture(void **state)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    CLEANUP_CLOSE int layers = make_layers(*state);
+    struct guest guest;
+    start_simple_guest(100, &guest);
+    struct capture_memory source = simple_source(&guest);
+    struct captured captured;
+    uint64_t private_bytes;
+    uint64_t resident_bytes;
+    /* Ended but not waited for, it still has its pid. */
+    kill(guest.pid, SIGKILL);
+    siginfo_t info;
+    assert_int_equal(waitid(P_PID, (id_t)guest.pid, &info, WEXITED | WNOWAIT), 0);
+    for (int i = 0; i < 4; i++) {
+        source.without_scan = i % 2 == 1;
+        if (i == 2)
+            kill_guest(&guest);
+        assert_int_equal(try_capture(layers, &(struct subject){.memory = &source}, 4, &captured, &err), -ESRCH);
+        assert_int_equal(capture_count(&source, &private_bytes, &resident_bytes, &err), -ESRCH);
+    }
+}
+
+struct killer {
+    pid_t pid;
+    int64_t delay_ns;
+};
+
+static void *kill_later(void *context)
+{
+    const struct killer *killer = context;
+    struct timespec delay = {0, killer->delay_ns};
+    nanosleep(&delay, NULL);
+    kill(killer->pid, SIGKILL);
+    return NULL;
+}
+
+/* A guest that is killed `delay_ns` after its capture has begun (0: when it has ended); whether it was captured. */
+static bool capture_dying_guest(int layers, bool without_scan, int64_t delay_ns)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    size_t pages = (48u << 20) / PAGE;
+    struct guest guest;
+    start_simple_guest(pages, &guest);
+    struct capture_memory source = simple_source(&guest);
+    source.without_scan = without_scan;
+    struct captured captured;
+    struct killer killer = {guest.pid, delay_ns};
+    pthread_t thread;
+    if (delay_ns > 0)
+        assert_int_equal(pthread_create(&thread, NULL, kill_later, &killer), 0);
+    int r = try_capture(layers, &(struct subject){.memory = &source}, 4, &captured, &err);
+    if (delay_ns > 0)
+        pthread_join(thread, NULL);
+    kill_guest(&guest);
+    if (r < 0) {
+        assert_int_equal(r, -ESRCH);
+        return false;
+    }
+    assert_int_equal(captured.result.changed_bytes, pages * PAGE);
+    capture_result_done(&captured.result);
+    unlinkat(layers, captured.layer_id, 0);
+    return true;
+}
+
+/* Whenever it goes: what is called a success is all of it. */
+static void a_process_that_goes_meanwhile_is_never_half_captured(void **state)
+{
+    CLEANUP_CLOSE int layers = make_layers(*state);
+    int64_t start = clock_monotonic_ns();
+    assert_true(capture_dying_guest(layers, false, 0));
+    int64_t whole_ns = clock_monotonic_ns() - start;
+    int captured = 0;
+    for (int i = 0; i < 24; i++)
+        captured += capture_dying_guest(layers, i % 2 == 1, 1 + whole_ns * i / 24);
+    print_message("%d of 24 lived long enough\n", captured);
+}
+
+static void memory_beyond_the_image_is_refused(void **state)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    CLEANUP_CLOSE int layers = make_layers(*state);
+    struct guest guest;
+    start_simple_guest(100, &guest);
+    struct capture_memory source = simple_source(&guest);
+    struct captured captured;
+    struct image_map map = {.pages = 99};
+    source.parent.map = &map;
+    assert_int_equal(try_capture(layers, &(struct subject){.memory = &source}, 4, &captured, &err), -ERANGE);
+    guest.ranges[1] = guest.ranges[0];
+    source.parent.map = NULL;
+    source.range_count = 2;
+    assert_int_equal(try_capture(layers, &(struct subject){.memory = &source}, 4, &captured, &err), -EINVAL);
+    kill_guest(&guest);
+}
+
+/* The parent's file is read only where its map has something: one that can't be read harms only those. */
+static void a_parent_that_fails_fails_the_capture(void **state)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    CLEANUP_CLOSE int layers = make_layers(*state);
+    CLEANUP_FREE char *path = unit_path(*state, "short");
+    CLEANUP_CLOSE int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    struct guest guest;
+    start_simple_guest(1000, &guest);
+    struct capture_memory source = simple_source(&guest);
+    struct captured captured;
+    struct map_extent extent = {900, 1, PARENT_LAYER, 0};
+    struct image_map map = {.extents = &extent, .count = 0, .pages = 1000};
+    source.parent = (struct capture_parent){&map, file};
+    capture(layers, &(struct subject){.memory = &source}, 4, &captured);
+    assert_int_equal(captured.result.changed_bytes, 1000 * PAGE);
+    capture_result_done(&captured.result);
+    map.count = 1;
+    assert_int_equal(try_capture(layers, &(struct subject){.memory = &source}, 4, &captured, &err), -EIO);
+    kill_guest(&guest);
+}
+
+static void counting_tells_private_from_resident(void **state)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    uint64_t random = 3;
+    struct parent parent;
+    make_parent(*state, &random, &parent);
+    struct guest guest;
+    start_guest(*state, &parent, random, &guest);
+    struct capture_memory source = {.pid = guest.pid, .ranges = guest.ranges, .range_count = 3};
+    uint64_t scanned[2];
+    uint64_t read[2];
+    assert_int_equal(capture_count(&source, &scanned[0], &scanned[1], &err), 0);
+    source.without_scan = true;
+    assert_int_equal(capture_count(&source, &read[0], &read[1], &err), 0);
+    assert_memory_equal(scanned, read, sizeof(read));
+    assert_true(scanned[0] > 0 && scanned[0] <= scanned[1]);
+    kill_guest(&guest);
+    drop_parent(&parent);
+}
+
+static int read_base(void *context, uint64_t offset, size_t length, void *to)
+{
+    const struct parent *parent = context;
+    memcpy(to, parent->content + offset, length);
+    return 0;
+}
+
+/* Writes in all ways, some of them without effect, and says what the disk holds then. */
+static void write_disk(struct overlay *overlay, uint8_t *content, uint64_t *random)
+{
+    CLEANUP_FREE uint8_t *data = malloc(64 * PAGE);
+    for (int i = 0; i < 60; i++) {
+        size_t first = random_next(random) % PAGES;
+        size_t length = MIN(1 + random_next(random) % 64, PAGES - first) * PAGE;
+        size_t offset = first * PAGE;
+        uint64_t how = random_next(random) % 5;
+        if (how == 0)
+            offset += random_next(random) % length;
+        length = MIN(length, PAGES * PAGE - offset);
+        if (how == 1) {
+            assert_int_equal(overlay_zero(overlay, offset, length), 0);
+            memset(content + offset, 0, length);
+            continue;
+        }
+        if (how == 2)
+            memset(data, 0, length);
+        else if (how == 3)
+            memcpy(data, content + offset, length);
+        else
+            fill_random(data, ROUND_UP(length, sizeof(uint64_t)), random);
+        assert_int_equal(overlay_write(overlay, offset, length, data), 0);
+        memcpy(content + offset, data, length);
+    }
+}
+
+/* What was written up to one generation, while the sandbox goes on writing to the next. */
+static void disks_are_captured_at_each_generation(void **state)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    CLEANUP_CLOSE int layers = make_layers(*state);
+    uint64_t random = 5;
+    struct parent parent;
+    make_parent(*state, &random, &parent);
+    CLEANUP_FREE uint8_t *content = malloc(PAGES * PAGE);
+    memcpy(content, parent.content, PAGES * PAGE);
+    struct overlay *overlay;
+    assert_int_equal(overlay_open(*state, PAGES * PAGE, read_base, &parent, &overlay, &err), 0);
+    for (int i = 0; i < 5; i++) {
+        write_disk(overlay, content, &random);
+        CLEANUP_FREE uint8_t *expected = malloc(PAGES * PAGE);
+        memcpy(expected, content, PAGES * PAGE);
+        uint64_t generation;
+        assert_int_equal(overlay_freeze(overlay, &generation, &err), 0);
+        write_disk(overlay, content, &random);
+        struct capture_disk source = {.parent = {&parent.map, parent.fd}};
+        assert_int_equal(overlay_view_open(*state, PAGES * PAGE, generation, &source.view, &err), 0);
+        struct captured captured;
+        capture(layers, &(struct subject){.disk = &source}, LAYER_FRAME_PAGES_DISK, &captured);
+        overlay_view_close(source.view);
+        CLEANUP_FREE uint8_t *image = read_image(layers, &parent, PAGES, &captured);
+        assert_memory_equal(image, expected, PAGES * PAGE);
+        check_thrift(layers, &captured, parent.content, expected);
+        capture_result_done(&captured.result);
+    }
+    overlay_close(overlay);
+    drop_parent(&parent);
+}
+
+static void an_unwritten_disk_has_no_changes(void **state)
+{
+    CLEANUP_CLOSE int layers = make_layers(*state);
+    struct capture_disk source = {.view = NULL};
+    struct captured captured;
+    capture(layers, &(struct subject){.disk = &source}, LAYER_FRAME_PAGES_DISK, &captured);
+    assert_int_equal(captured.result.change_count, 0);
+    capture_result_done(&captured.result);
+}
+
+static void a_sparse_file_is_captured_as_a_whole(void **state)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    CLEANUP_CLOSE int layers = make_layers(*state);
+    uint64_t random = 11;
+    struct parent parent;
+    make_parent(*state, &random, &parent);
+    /* Zeros that are data to the file system. */
+    memset(parent.content + 50 * PAGE, 0, 40 * PAGE);
+    assert_int_equal(io_pwrite_full(parent.fd, parent.content + 50 * PAGE, 40 * PAGE, (off_t)(50 * PAGE)), 0);
+    struct subject subject = {.file = parent.fd, .file_bytes = PAGES * PAGE};
+    struct captured captured;
+    capture(layers, &subject, LAYER_FRAME_PAGES_DISK, &captured);
+    CLEANUP_FREE uint8_t *image = read_image(layers, NULL, PAGES, &captured);
+    assert_memory_equal(image, parent.content, PAGES * PAGE);
+    CLEANUP_FREE uint8_t *nothing = calloc(PAGES, PAGE);
+    check_thrift(layers, &captured, nothing, image);
+    capture_result_done(&captured.result);
+    subject.file_bytes += PAGE;
+    assert_int_equal(try_capture(layers, &subject, 4, &captured, &err), -EINVAL);
+    subject.file_bytes = PAGE + 1;
+    assert_int_equal(try_capture(layers, &subject, 4, &captured, &err), -EINVAL);
+    drop_parent(&parent);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        UNIT_TEST(both_walkers_capture_what_the_guest_has),
+        UNIT_TEST(memory_is_bounded_whatever_the_guest),
+        UNIT_TEST(a_full_disk_fails_the_capture),
+        UNIT_TEST(a_process_that_is_gone_fails_the_capture),
+        UNIT_TEST(a_process_that_goes_meanwhile_is_never_half_captured),
+        UNIT_TEST(memory_beyond_the_image_is_refused),
+        UNIT_TEST(a_parent_that_fails_fails_the_capture),
+        UNIT_TEST(counting_tells_private_from_resident),
+        UNIT_TEST(disks_are_captured_at_each_generation),
+        UNIT_TEST(an_unwritten_disk_has_no_changes),
+        UNIT_TEST(a_sparse_file_is_captured_as_a_whole),
+    };
+    return cmocka_run_group_tests_name("image-capture", tests, NULL, NULL);
+}
