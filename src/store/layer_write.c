@@ -201,8 +201,8 @@ int layer_writer_add(struct layer_writer *writer, struct frame_encoder *encoder,
     frame.codec =
         (uint16_t)codec_encode(encoder->codec, pages, (size_t)count * IMAGE_PAGE_BYTES, &stored, &stored_bytes);
     frame.stored_bytes = (uint32_t)stored_bytes;
-    uint32_t number;
-    struct layer_frame *entry;
+    uint32_t number = 0;
+    struct layer_frame *entry = NULL;
     int r = allot(writer, &frame, &number, &entry, err);
     if (r < 0)
         return r;
@@ -279,7 +279,7 @@ static int publish(struct layer_writer *writer)
 
 int layer_writer_finish(struct layer_writer *writer, uint64_t *ret_bytes, struct error *err)
 {
-    uint64_t bytes;
+    uint64_t bytes = 0;
     int r = atomic_load(&writer->failure);
     if (r == 0)
         r = write_end(writer, &bytes);
