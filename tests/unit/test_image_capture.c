@@ -534,7 +534,7 @@ struct killer {
 static void *kill_later(void *context)
 {
     const struct killer *killer = context;
-    struct timespec delay = {0, killer->delay_ns};
+    struct timespec delay = {killer->delay_ns / 1000000000, killer->delay_ns % 1000000000};
     nanosleep(&delay, NULL);
     kill(killer->pid, SIGKILL);
     return NULL;
