@@ -110,7 +110,7 @@ static int read_arguments(struct bare *bare, const char *path, struct error *err
 
 static int link_files(const struct bare *bare, const char *snapshot, struct error *err)
 {
-    static const char *const names[] = {"memory", "rootfs.base", "state"};
+    static const char *const names[] = {"memory", "state"};
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         CLEANUP_FREE char *from = join(snapshot, names[i], err);
         CLEANUP_FREE char *to = join(bare->directory, names[i], err);
@@ -122,10 +122,10 @@ static int link_files(const struct bare *bare, const char *snapshot, struct erro
     return 0;
 }
 
-static int copy_overlay(const struct bare *bare, const char *snapshot, struct error *err)
+static int copy_disk(const struct bare *bare, const char *snapshot, struct error *err)
 {
-    CLEANUP_FREE char *from = join(snapshot, "rootfs.overlay", err);
-    CLEANUP_FREE char *to = join(bare->directory, "rootfs.overlay", err);
+    CLEANUP_FREE char *from = join(snapshot, "rootfs", err);
+    CLEANUP_FREE char *to = join(bare->directory, "rootfs", err);
     if (from == NULL || to == NULL)
         return -ENOMEM;
     CLEANUP_CLOSE int from_fd = open(from, O_RDONLY | O_CLOEXEC);
@@ -231,7 +231,7 @@ int bare_prepare(const struct bare_source *source, unsigned index, struct bare *
     if (r == 0)
         r = link_files(bare, source->snapshot, err);
     if (r == 0)
-        r = copy_overlay(bare, source->snapshot, err);
+        r = copy_disk(bare, source->snapshot, err);
     if (r == 0)
         r = make_descriptors(bare, err);
     if (r == 0)

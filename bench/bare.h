@@ -3,8 +3,9 @@
  * no jail, no agent, no registry.
  *
  * The arguments are those of a VMM that the daemon started, as /proc/PID/cmdline shows them; "/vm/" in them becomes
- * a plain directory. What the daemon has ready ahead of a request (network device) or hands over (sockets, overlay)
- * is made here before the clock starts, so the reference pays for as little as can be.
+ * a plain directory. What the daemon has ready ahead of a request (network device) or hands over (sockets) is made
+ * here before the clock starts. The snapshot's images are plain files in the page cache (export.c), nothing serves
+ * them, and the guest's disk is a copy of its own made ahead: the reference pays for as little as can be.
  *
  * Order of calls: bare_isolate once, before any thread; for each guest bare_prepare, bare_start, then bare_command
  * and bare_wait, and bare_free, which kills it. A guest is used by one thread at a time, different ones by any
@@ -20,7 +21,7 @@
 
 struct bare_source {
     const char *arguments; /* file: a VMM's /proc/PID/cmdline */
-    const char *snapshot;  /* directory of a snapshot */
+    const char *snapshot;  /* directory of a snapshot's images as plain files: memory, rootfs, state */
     const char *work;      /* existing directory on the same file system, for guests' files */
 };
 

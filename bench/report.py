@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 class Result:
     claim: str
     unit: str
-    target: float  # at most
+    target: float
     reference: str  # what it is compared with
     runs: list  # of dicts: the raw figures of each run
     ratios: list  # the figure of each run; the claim's is their median
     details: list = field(default_factory=list)  # lines for people
+    at_least: bool = False  # the target is a lower bound
 
     @property
     def figure(self):
@@ -21,14 +22,20 @@ class Result:
 
     @property
     def holds(self):
-        return self.figure <= self.target
+        return self.figure >= self.target if self.at_least else self.figure <= self.target
+
+    @property
+    def bound(self):
+        return f"{'≥' if self.at_least else '≤'} {self.with_unit(f'{self.target:g}')}"
+
+    def with_unit(self, text):
+        return f"{text}{'' if self.unit in ('×', '%') else ' '}{self.unit}"
 
     def lines(self):
         mark = "holds" if self.holds else "MISSED"
-        unit = self.unit if self.unit == "×" else f" {self.unit}"
         yield f"{self.claim}"
         yield (
-            f"    {self.figure:.2f}{unit}, target ≤ {self.target:g}{unit}: {mark}; {len(self.ratios)} runs, "
+            f"    {self.with_unit(f'{self.figure:.2f}')}, target {self.bound}: {mark}; {len(self.ratios)} runs, "
             f"{min(self.ratios):.2f} … {max(self.ratios):.2f}, quartiles {quartiles(self.ratios)}"
         )
         yield f"    reference: {self.reference}"
@@ -41,14 +48,15 @@ class Result:
             "figure": round(self.figure, 4),
             "unit": self.unit,
             "target": self.target,
+            "at_least": self.at_least,
             "holds": self.holds,
             "reference": self.reference,
             "runs": self.runs,
         }
 
 
-def ratio_result(claim, target, reference, runs, subject, base, details=()):
-    """A claim about runs[…][subject] over runs[…][base], both in ms."""
+def ratio_result(claim, target, reference, runs, subject, base, details=(), at_least=False):
+    """A claim about runs[…][subject] over runs[…][base]."""
     return Result(
         claim=claim,
         unit="×",
@@ -57,12 +65,20 @@ def ratio_result(claim, target, reference, runs, subject, base, details=()):
         runs=runs,
         ratios=[run[subject] / run[base] for run in runs],
         details=[summary(runs, subject), summary(runs, base), *(summary(runs, key) for key in details)],
+        at_least=at_least,
     )
 
 
 def quartiles(values):
-    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    low, high = quartile_pair(values)
     return f"{low:.2f} … {high:.2f}"
+
+
+def quartile_pair(values):
+    if len(values) == 1:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4)
+    return low, high
 
 
 def summary(runs, key):
@@ -72,7 +88,10 @@ def summary(runs, key):
 
 def write(path, results):
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps([result.json() for result in results], indent=1, ensure_ascii=False)
+    write_text(path, json.dumps([result.json() for result in results], indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path, text):
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text + "\n")
+    temporary.write_text(text)
     temporary.replace(path)

@@ -1,4 +1,4 @@
-"""What the benchmarks measure in: a daemon of their own, tiny templates, and bare QEMUs on the same snapshots.
+"""What the benchmarks measure in: a daemon of their own, templates, and bare QEMUs on the same snapshots.
 
 Sandboxes are driven by the daemon's own API over one kept connection on its unix socket, so that a figure holds no
 start of a process and no set-up of a connection. Everything lives in one directory, which a watchdog removes with
@@ -19,14 +19,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "functional"))
 
 import watchdog  # noqa: E402
-from harness import BUILD, Daemon, executable  # noqa: E402
+from harness import BUILD, Daemon  # noqa: E402
 
 # Where the directory is made, and what is downloaded once (the guest's kernel) is kept, which snapshots link to. On a
 # disk, since a snapshot in tmpfs would be durable for nothing.
 BASE = Path(os.environ.get("DORMOUSE_BENCH_DATA", "/var/cache/dormouse-bench"))
 
-CALL_SECONDS = 120
-BARE_SECONDS = 300
+CALL_SECONDS = 300
+PROGRAM_SECONDS = 600
 # Enough for every sandbox that is started at once.
 NETWORK_AHEAD = 24
 SETTLE_SECONDS = 0.4
@@ -92,17 +92,30 @@ class Sandbox:
         self.world.api.call("DELETE", f"/sandboxes/{self.id}")
 
     def sh(self, script):
-        self.world.daemon.cli("exec", "-u", "root", self.id, "--", "sh", "-c", script).expect(0)
+        command = ("exec", "-u", "root", self.id, "--", "sh", "-c", script)
+        self.world.daemon.cli(*command, seconds=CALL_SECONDS).expect(0)
 
     def dirty(self, mebibytes):
         """Overwrites so much memory with random bytes: the same file in the guest's tmpfs each time."""
         self.sh(f"dd if=/dev/urandom of=/dev/shm/dirty bs=1M count={mebibytes} conv=notrunc 2>/dev/null")
+
+    def bring_worker(self):
+        """Puts guest_work.c's program into the guest, and lets its tmpfs grow as large as its memory."""
+        program = bench_program("guest-work")
+        self.world.daemon.cli("cp", "-u", "root", program, f"{self.id}:/tmp/guest-work").expect(0)
+        self.sh("chmod 755 /tmp/guest-work; mkdir -p /dev/shm; mountpoint -q /dev/shm || mount -t tmpfs work /dev/shm; "
+                "mount -o remount,size=95% /dev/shm")
+
+    def work(self, what, amount, seed=0, file="work"):
+        """As guest_work.c says, on a file in the guest's tmpfs."""
+        self.sh(f"/tmp/guest-work {what} /dev/shm/{file} {amount} {seed}")
 
 
 class World:
     def __init__(self, say):
         self.say = say
         self.templates = {}
+        self.exported = None
 
     def __enter__(self):
         if os.geteuid() != 0:
@@ -136,22 +149,68 @@ class World:
         self.daemon.start()
         self.api = Api(self.daemon.socket)
 
-    def template(self, mebibytes):
-        """The name of the template whose guests have so much memory."""
-        if mebibytes not in self.templates:
-            name = f"tiny-{mebibytes}"
+    def template(self, mebibytes, recipe="tiny", size=None):
+        """The name of the template of that recipe whose guests have so much memory, and a disk of that size."""
+        name = f"{recipe}-{mebibytes}" + (f"-{size.lower()}" if size else "")
+        if name not in self.templates:
             self.say(f"making the template {name}")
-            self.daemon.build(name, "--recipe", "tiny", "--memory", f"{mebibytes}M")
-            self.templates[mebibytes] = name
-        return self.templates[mebibytes]
+            options = ["--recipe", recipe, "--memory", f"{mebibytes}M", *(["--size", size] if size else [])]
+            self.daemon.build(name, *options)
+            listed = self.api.call("GET", "/templates")[0]
+            self.templates[name] = next(template for template in listed if template["name"] == name)
+        return name
+
+    def template_snapshot(self, name):
+        return self.templates[name]["snapshot"]
 
     def create(self, mebibytes):
-        body = {"template": self.template(mebibytes), "timeout_s": 0}
-        return Sandbox(self, self.api.call("POST", "/sandboxes", body)[0])
+        return self.create_from(self.template(mebibytes))[0]
+
+    def create_from(self, template_or_snapshot):
+        """(sandbox, ms): what a resume does, of a snapshot that can be taken again and again."""
+        info, elapsed = self.api.call("POST", "/sandboxes", {"template": template_or_snapshot, "timeout_s": 0})
+        return Sandbox(self, info), elapsed
+
+    def remove_template(self, name):
+        """Gives its space back."""
+        self.api.call("DELETE", f"/templates/{name}")
+        del self.templates[name]
 
     def settle(self):
         """Lets what the step before set off in the background end: VMMs' exits, networks made ahead, write-back."""
         time.sleep(SETTLE_SECONDS)
+
+    # ---- what snapshots consist of ----
+
+    @property
+    def data(self):
+        return self.daemon.data
+
+    def snapshot_directory(self, snapshot):
+        return self.data / "snapshots" / snapshot
+
+    def image(self, snapshot, kind="memory"):
+        """The file that the image server has for it."""
+        return self.data / "images" / kind / snapshot
+
+    def export(self, snapshot):
+        """(directory, description): the snapshot's images as plain files in the page cache, as export.c says. They
+        stay until the next one is asked for."""
+        if self.exported is None or self.exported[0] != snapshot:
+            self.forget_export()
+            directory = Path(tempfile.mkdtemp(prefix="export-", dir=self.directory))
+            description = run_program("export-snapshot", self.data, snapshot, directory)
+            self.exported = (snapshot, directory, description)
+        return self.exported[1:]
+
+    def forget_export(self):
+        if self.exported is not None:
+            shutil.rmtree(self.exported[1])
+            self.exported = None
+
+    def image_server(self):
+        """Its process id."""
+        return self.daemon.image_server()
 
     # ---- the references ----
 
@@ -169,37 +228,37 @@ class Bare:
         self.world = world
         self.arguments = arguments
 
-    def command(self, program, snapshot, *more):
+    def command(self, snapshot, *more):
+        images, _ = self.world.export(snapshot)
         work = Path(tempfile.mkdtemp(prefix="bare-", dir=self.world.directory))
-        data = self.world.daemon.data / "snapshots" / snapshot
-        return work, [bench_program(program), self.arguments, data, work, *(str(word) for word in more)]
+        return work, [self.arguments, images, work, *more]
 
     def run(self, program, snapshot, *more):
-        work, command = self.command(program, snapshot, *more)
-        output = subprocess.run(command, stdout=subprocess.PIPE, timeout=BARE_SECONDS, check=True).stdout
+        work, arguments = self.command(snapshot, *more)
+        self.world.settle()
+        result = run_program(program, *arguments)
         shutil.rmtree(work)
-        return json.loads(output)
+        return result
 
     def start(self, snapshot, count=1, parallel=1):
         """Starts so many and ends them."""
-        self.world.settle()
         return self.run("bare-start", snapshot, count, parallel)
 
     def start_and_look(self, snapshot, count, parallel, look):
         """Starts so many, calls look(pids) while they run, and ends them."""
-        work, command = self.command("bare-start", snapshot, count, parallel, "--hold")
+        work, arguments = self.command(snapshot, count, parallel, "--hold")
+        command = [bench_program("bare-start"), *map(str, arguments)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         line = process.stdout.readline()
         result = look([guest["pid"] for guest in json.loads(line)["guests"]]) if line else None
         process.stdin.close()
-        if process.wait(timeout=BARE_SECONDS) != 0:
+        if process.wait(timeout=PROGRAM_SECONDS) != 0:
             raise RuntimeError("bare-start failed")
         process.stdout.close()
         shutil.rmtree(work)
         return result
 
     def migrate(self, snapshot):
-        self.world.settle()
         return self.run("bare-migrate", snapshot)
 
 
@@ -208,3 +267,31 @@ def bench_program(name):
         if path.is_file():
             return path
     raise FileNotFoundError(f"{BUILD} holds no {name}: run make first")
+
+
+def run_program(name, *arguments):
+    """The JSON that one of the programs here prints."""
+    command = [bench_program(name), *map(str, arguments)]
+    output = subprocess.run(command, stdout=subprocess.PIPE, timeout=PROGRAM_SECONDS, check=True).stdout
+    return json.loads(output) if output else None
+
+
+def guest_memory(pid):
+    """(start, end) of the mappings of a VMM's memory image, hexadecimal."""
+    lines = (line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
+    return [fields[0] for fields in lines if len(fields) > 5 and fields[5].endswith("/memory")]
+
+
+def status_bytes(pid, key):
+    """VmRSS or VmHWM of a process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"process {pid} has no {key}")
+
+
+def available_bytes():
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/meminfo has no MemAvailable")
