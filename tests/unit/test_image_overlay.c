@@ -1,0 +1,1054 @@
+/*
+ * The overlay against a model: a plain array that every write, zero, freeze, rebase and reopening is done to as
+ * well.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/macro.h"
+#include "image/overlay.h"
+#include "unit.h"
+
+#define BLOCK  ((size_t)OVERLAY_BLOCK_BYTES)
+#define BLOCKS 700u /* more than a read looks up at once, more than two stripes */
+#define DISK   (BLOCKS * BLOCK)
+
+struct base {
+    const uint8_t *bytes;
+    uint64_t length;
+    atomic_uint reads;
+    int fail; /* a negative errno instead */
+};
+
+static int read_base(void *context, uint64_t offset, size_t length, void *to)
+{
+    struct base *base = context;
+    atomic_fetch_add(&base->reads, 1);
+    if (offset % BLOCK != 0 || length % BLOCK != 0 || offset + length > base->length)
+        abort();
+    if (base->fail != 0)
+        return base->fail;
+    memcpy(to, base->bytes + offset, length);
+    return 0;
+}
+
+/* A base too large to be there: each block says its number. */
+static int read_numbers(void *context, uint64_t offset, size_t length, void *to)
+{
+    (void)context;
+    for (size_t i = 0; i < length; i += sizeof(uint64_t)) {
+        uint64_t number = (offset + i) / BLOCK;
+        memcpy((uint8_t *)to + i, &number, sizeof(number));
+    }
+    return 0;
+}
+
+static struct overlay *open_with(const char *directory, uint64_t bytes, overlay_base_read base, void *context)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    struct overlay *overlay = NULL;
+    if (overlay_open(directory, bytes, base, context, &overlay, &err) < 0)
+        fail_msg("%s", error_message(&err));
+    return overlay;
+}
+
+static uint64_t freeze(struct overlay *overlay)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    uint64_t generation = 0;
+    if (overlay_freeze(overlay, &generation, &err) < 0)
+        fail_msg("%s", error_message(&err));
+    return generation;
+}
+
+static uint32_t random_next(uint64_t *seed)
+{
+    *seed = *seed * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    return (uint32_t)(*seed >> 33);
+}
+
+static void random_bytes(uint64_t *seed, uint8_t *bytes, size_t length)
+{
+    for (size_t i = 0; i < length; i++)
+        bytes[i] = (uint8_t)(1 + (random_next(seed) >> 7) % 255);
+}
+
+static uint8_t *new_disk(void)
+{
+    uint8_t *bytes = aligned_alloc(BLOCK, DISK);
+    assert_non_null(bytes);
+    return bytes;
+}
+
+static void copy_file(const char *from, const char *to)
+{
+    pid_t pid = fork();
+    if (pid == 0) {
+        execlp("cp", "cp", "--sparse=always", from, to, NULL);
+        _exit(127);
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+}
+
+/* What a crash of the host would leave, if everything written to the files were on the disk. */
+static char *copy_overlay(const char *directory, unsigned generations)
+{
+    char *copy = unit_path(directory, "copy");
+    assert_int_equal(io_remove_tree(copy), 0);
+    assert_int_equal(mkdir(copy, 0700), 0);
+    static const char *const suffixes[] = {"data", "map", "map.tmp"};
+    for (unsigned i = 1; i <= generations; i++) {
+        for (size_t j = 0; j < ARRAY_SIZE(suffixes); j++) {
+            char name[64];
+            snprintf(name, sizeof(name), "overlay.%u.%s", i, suffixes[j]);
+            CLEANUP_FREE char *from = unit_path(directory, name);
+            CLEANUP_FREE char *to = unit_path(copy, name);
+            if (access(from, F_OK) == 0)
+                copy_file(from, to);
+        }
+    }
+    return copy;
+}
+
+/* --- random operations --- */
+
+struct world {
+    const char *directory;
+    uint64_t seed;
+    struct overlay *overlay;
+    uint8_t *model;
+    uint8_t *base_bytes;
+    uint8_t *frozen_bytes; /* the model at the newest freeze */
+    uint8_t *scratch;      /* DISK + BLOCK bytes */
+    struct base base;
+    uint64_t frozen; /* newest generation; 0: none that isn't in the base */
+    uint64_t newest; /* that may be there */
+};
+
+static void check_disk(struct world *world, struct overlay *overlay, const uint8_t *expected)
+{
+    assert_int_equal(overlay_read(overlay, 0, DISK, world->scratch), 0);
+    if (memcmp(world->scratch, expected, DISK) == 0)
+        return;
+    for (size_t i = 0; i < BLOCKS; i++) {
+        if (memcmp(world->scratch + i * BLOCK, expected + i * BLOCK, BLOCK) != 0)
+            fail_msg("block %zu differs", i);
+    }
+}
+
+static void random_range(struct world *world, uint64_t *ret_offset, size_t *ret_length)
+{
+    static const size_t lengths[] = {1, 511, 512, 4096, 4097, 8192, 65536, 300000, 1300000};
+    size_t limit = lengths[random_next(&world->seed) % ARRAY_SIZE(lengths)];
+    uint64_t offset = random_next(&world->seed) % DISK;
+    size_t length = 1 + random_next(&world->seed) % limit;
+    if (random_next(&world->seed) % 2 == 0) {
+        offset -= offset % BLOCK;
+        length = ROUND_UP(length, BLOCK);
+    }
+    *ret_offset = offset;
+    *ret_length = (size_t)MIN((uint64_t)length, DISK - offset);
+}
+
+/* Whether the memory is aligned is chance, too. */
+static uint8_t *random_memory(struct world *world)
+{
+    return world->scratch + (random_next(&world->seed) % 2 == 0 ? 0 : 1 + random_next(&world->seed) % (BLOCK - 1));
+}
+
+static void do_write(struct world *world)
+{
+    uint64_t offset;
+    size_t length;
+    random_range(world, &offset, &length);
+    uint8_t *from = random_memory(world);
+    random_bytes(&world->seed, from, length);
+    assert_int_equal(overlay_write(world->overlay, offset, length, from), 0);
+    memcpy(world->model + offset, from, length);
+}
+
+static void do_zero(struct world *world)
+{
+    uint64_t offset;
+    size_t length;
+    random_range(world, &offset, &length);
+    assert_int_equal(overlay_zero(world->overlay, offset, length), 0);
+    memset(world->model + offset, 0, length);
+}
+
+static void do_read(struct world *world)
+{
+    uint64_t offset;
+    size_t length;
+    random_range(world, &offset, &length);
+    uint8_t *to = random_memory(world);
+    memset(to, 0xee, length);
+    assert_int_equal(overlay_read(world->overlay, offset, length, to), 0);
+    assert_memory_equal(to, world->model + offset, length);
+}
+
+static void check_view(struct world *world, uint64_t generation, const uint8_t *expected)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    struct overlay_view *view;
+    if (overlay_view_open(world->directory, DISK, generation, &view, &err) < 0)
+        fail_msg("%s", error_message(&err));
+    uint8_t *bytes = random_memory(world);
+    memcpy(bytes, world->base_bytes, DISK);
+    uint64_t block = 0;
+    uint64_t last_end = 0;
+    uint64_t count;
+    enum overlay_block kind;
+    while (overlay_view_next(view, &block, &count, &kind) == 1) {
+        assert_true(block >= last_end && count > 0 && block + count <= BLOCKS);
+        if (kind == OVERLAY_ZERO)
+            memset(bytes + block * BLOCK, 0, count * BLOCK);
+        else if (overlay_view_read(view, block, count, bytes + block * BLOCK, &err) < 0)
+            fail_msg("%s", error_message(&err));
+        block += count;
+        last_end = block;
+    }
+    assert_memory_equal(bytes, expected, DISK);
+    overlay_view_close(view);
+}
+
+static void do_freeze(struct world *world)
+{
+    world->frozen = freeze(world->overlay);
+    if (world->frozen == 0)
+        return;
+    world->newest = MAX(world->newest, world->frozen);
+    memcpy(world->frozen_bytes, world->model, DISK);
+    check_view(world, world->frozen, world->model);
+}
+
+static void do_rebase(struct world *world)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    if (world->frozen == 0)
+        return;
+    memcpy(world->base_bytes, world->frozen_bytes, DISK);
+    if (overlay_rebase(world->overlay, world->frozen, read_base, &world->base, &err) < 0)
+        fail_msg("%s", error_message(&err));
+    world->frozen = 0;
+}
+
+static void do_reopen(struct world *world)
+{
+    assert_int_equal(overlay_flush(world->overlay), 0);
+    CLEANUP_FREE char *copy = copy_overlay(world->directory, (unsigned)++world->newest);
+    struct overlay *copied = open_with(copy, DISK, read_base, &world->base);
+    check_disk(world, copied, world->model);
+    overlay_close(copied);
+    overlay_close(world->overlay);
+    world->overlay = open_with(world->directory, DISK, read_base, &world->base);
+    check_disk(world, world->overlay, world->model);
+}
+
+static void do_something(struct world *world)
+{
+    unsigned choice = random_next(&world->seed) % 100;
+    if (choice < 40)
+        do_write(world);
+    else if (choice < 55)
+        do_zero(world);
+    else if (choice < 85)
+        do_read(world);
+    else if (choice < 92)
+        assert_int_equal(overlay_flush(world->overlay), 0);
+    else if (choice < 96)
+        do_freeze(world);
+    else if (choice < 98)
+        do_rebase(world);
+    else
+        do_reopen(world);
+}
+
+static void random_life(const char *directory, uint64_t seed)
+{
+    struct world world = {.directory = directory, .seed = seed};
+    world.model = new_disk();
+    world.base_bytes = new_disk();
+    world.frozen_bytes = new_disk();
+    world.scratch = aligned_alloc(BLOCK, DISK + BLOCK);
+    assert_non_null(world.scratch);
+    random_bytes(&world.seed, world.base_bytes, DISK);
+    memcpy(world.model, world.base_bytes, DISK);
+    world.base = (struct base){.bytes = world.base_bytes, .length = DISK};
+    world.overlay = open_with(directory, DISK, read_base, &world.base);
+    for (unsigned i = 0; i < 150; i++)
+        do_something(&world);
+    check_disk(&world, world.overlay, world.model);
+    overlay_close(world.overlay);
+    free(world.model);
+    free(world.base_bytes);
+    free(world.frozen_bytes);
+    free(world.scratch);
+}
+
+static void random_lives(const char *directory, uint64_t first, uint64_t count)
+{
+    for (uint64_t seed = first; seed < first + count; seed++) {
+        CLEANUP_FREE char *life = unit_path(directory, "life");
+        assert_int_equal(mkdir(life, 0700), 0);
+        random_life(life, seed);
+        assert_int_equal(io_remove_tree(life), 0);
+    }
+}
+
+static void behaves_as_its_model(void **state)
+{
+    const char *seeds = getenv("OVERLAY_SEEDS");
+    random_lives(*state, 1, seeds != NULL ? strtoull(seeds, NULL, 10) : 12);
+}
+
+/* A teardown, so that a failed test leaves no mount either. */
+static int unmount_and_remove(void **state)
+{
+    CLEANUP_FREE char *path = NULL;
+    if (asprintf(&path, "%s/mounted", (const char *)*state) > 0)
+        umount2(path, MNT_DETACH);
+    return unit_remove_directory(state);
+}
+
+/* Mounts a directory, or ends the test. */
+static char *small_mount(const char *directory, const char *type, const char *source, const char *options)
+{
+    char *path = unit_path(directory, "mounted");
+    assert_int_equal(mkdir(path, 0700), 0);
+    if (geteuid() != 0 || mount(source, path, type, 0, options) < 0) {
+        print_message("skipped: mounting a file system needs root\n");
+        free(path);
+        skip();
+    }
+    return path;
+}
+
+static void behaves_on_tmpfs(void **state)
+{
+    CLEANUP_FREE char *path = small_mount(*state, "tmpfs", "overlay", "size=256m");
+    random_lives(path, 1000, 3);
+}
+
+/* ext4 takes no O_DIRECT where it journals data. */
+static void behaves_without_direct_io(void **state)
+{
+    CLEANUP_FREE char *image = unit_path(*state, "image");
+    CLEANUP_FREE char *path = unit_path(*state, "mounted");
+    CLEANUP_FREE char *command = NULL;
+    assert_int_equal(mkdir(path, 0700), 0);
+    assert_true(asprintf(&command, "truncate -s 64M %s && mkfs.ext4 -q %s && mount -o loop,data=journal %s %s",
+                         image, image, image, path) > 0);
+    if (geteuid() != 0 || system(command) != 0) {
+        print_message("skipped: needs root, mkfs.ext4 and a loop device\n");
+        skip();
+    }
+    random_lives(path, 2000, 2);
+}
+
+/* --- single properties --- */
+
+static void writes_nothing_unless_written(void **state)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    struct overlay *overlay = open_with(*state, DISK, read_numbers, NULL);
+    CLEANUP_FREE uint8_t *bytes = new_disk();
+    assert_int_equal(overlay_read(overlay, 0, DISK, bytes), 0);
+    assert_int_equal(overlay_write(overlay, 5, 0, bytes), 0);
+    assert_int_equal(overlay_zero(overlay, 5, 0), 0);
+    assert_int_equal(overlay_flush(overlay), 0);
+    assert_int_equal(freeze(overlay), 0);
+    assert_int_equal(overlay_used_bytes(overlay), 0);
+    overlay_close(overlay);
+    assert_int_equal(rmdir(*state), 0); /* so it is empty */
+    struct overlay_view *view;
+    assert_int_equal(overlay_view_open(*state, DISK, 0, &view, &err), -ENOENT);
+    assert_int_equal(mkdir(*state, 0700), 0);
+    assert_int_equal(overlay_view_open(*state, DISK, 0, &view, &err), 0);
+    uint64_t block = 0;
+    uint64_t count;
+    enum overlay_block kind;
+    assert_int_equal(overlay_view_next(view, &block, &count, &kind), 0);
+    overlay_view_close(view);
+}
+
+static void refuses_what_is_beyond_the_end(void **state)
+{
+    struct overlay *overlay = open_with(*state, DISK, read_numbers, NULL);
+    uint8_t byte = 1;
+    assert_int_equal(overlay_write(overlay, DISK - 1, 1, &byte), 0);
+    assert_int_equal(overlay_write(overlay, DISK - 1, 2, &byte), -ERANGE);
+    assert_int_equal(overlay_write(overlay, DISK, 1, &byte), -ERANGE);
+    assert_int_equal(overlay_read(overlay, DISK + 1, 0, &byte), -ERANGE);
+    assert_int_equal(overlay_read(overlay, UINT64_MAX, 2, &byte), -ERANGE);
+    assert_int_equal(overlay_zero(overlay, 1, UINT64_MAX), -ERANGE);
+    assert_int_equal(overlay_zero(overlay, DISK - 1, 1), 0);
+    overlay_close(overlay);
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    static const uint64_t sizes[] = {0, 4095, DISK + 512, OVERLAY_DISK_MAX + BLOCK};
+    for (size_t i = 0; i < ARRAY_SIZE(sizes); i++)
+        assert_int_equal(overlay_open(*state, sizes[i], read_numbers, NULL, &overlay, &err), -EINVAL);
+}
+
+static void passes_on_what_the_base_says(void **state)
+{
+    uint8_t *content = new_disk();
+    struct base base = {.bytes = content, .length = DISK, .fail = -EIO};
+    struct overlay *overlay = open_with(*state, DISK, read_base, &base);
+    uint8_t bytes[512] = {1};
+    assert_int_equal(overlay_read(overlay, 0, sizeof(bytes), bytes), -EIO);
+    assert_int_equal(overlay_write(overlay, 0, sizeof(bytes), bytes), -EIO);
+    base.fail = 0;
+    memset(content, 7, DISK);
+    assert_int_equal(overlay_read(overlay, 0, sizeof(bytes), bytes), 0);
+    assert_int_equal(bytes[0], 7);
+    overlay_close(overlay);
+    free(content);
+}
+
+/* Which blocks come from where is known, so the base isn't asked for what it doesn't have to give. */
+static void reads_the_base_only_where_it_must(void **state)
+{
+    uint8_t *bytes = new_disk();
+    memset(bytes, 3, DISK);
+    struct base base = {.bytes = bytes, .length = DISK};
+    struct overlay *overlay = open_with(*state, DISK, read_base, &base);
+    assert_int_equal(overlay_write(overlay, 0, 8 * BLOCK, bytes), 0);
+    assert_int_equal(overlay_zero(overlay, 8 * BLOCK, 8 * BLOCK), 0);
+    uint8_t read[20 * BLOCK];
+    assert_int_equal(overlay_read(overlay, 0, 16 * BLOCK, read), 0);
+    assert_int_equal(base.reads, 0);
+    assert_int_equal(overlay_read(overlay, 0, 20 * BLOCK, read), 0);
+    assert_int_equal(base.reads, 1);
+    overlay_close(overlay);
+    free(bytes);
+}
+
+static void gives_space_back(void **state)
+{
+    struct overlay *overlay = open_with(*state, DISK, read_numbers, NULL);
+    uint8_t *bytes = new_disk();
+    memset(bytes, 9, DISK);
+    assert_int_equal(overlay_write(overlay, 0, DISK, bytes), 0);
+    assert_int_equal(overlay_flush(overlay), 0);
+    assert_true(overlay_used_bytes(overlay) >= DISK);
+    assert_int_equal(overlay_zero(overlay, 0, DISK), 0);
+    assert_true(overlay_used_bytes(overlay) < 64 * BLOCK);
+    overlay_close(overlay);
+    free(bytes);
+}
+
+static void keeps_its_files_to_itself(void **state)
+{
+    struct overlay *overlay = open_with(*state, DISK, read_numbers, NULL);
+    mode_t mask = umask(0);
+    uint8_t byte = 1;
+    assert_int_equal(overlay_write(overlay, 0, 1, &byte), 0);
+    assert_int_equal(overlay_flush(overlay), 0);
+    umask(mask);
+    static const char *const names[] = {"overlay.1.data", "overlay.1.map"};
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        CLEANUP_FREE char *path = unit_path(*state, names[i]);
+        struct stat status;
+        assert_int_equal(stat(path, &status), 0);
+        assert_int_equal(status.st_mode & 07777, 0600);
+    }
+    /* A file that somebody put in the next generation's place is left alone. */
+    assert_int_equal(freeze(overlay), 1);
+    CLEANUP_FREE char *victim = unit_path(*state, "victim");
+    CLEANUP_FREE char *link = unit_path(*state, "overlay.2.data");
+    assert_int_equal(symlink(victim, link), 0);
+    assert_int_equal(overlay_write(overlay, 0, 1, &byte), -EEXIST);
+    assert_int_equal(access(victim, F_OK), -1);
+    assert_int_equal(unlink(link), 0);
+    assert_int_equal(overlay_write(overlay, 0, 1, &byte), 0);
+    overlay_close(overlay);
+}
+
+static void forgets_what_was_never_flushed(void **state)
+{
+    struct overlay *overlay = open_with(*state, DISK, read_numbers, NULL);
+    uint64_t value = 77;
+    assert_int_equal(overlay_write(overlay, BLOCK, sizeof(value), &value), 0);
+    assert_int_equal(overlay_flush(overlay), 0);
+    assert_int_equal(freeze(overlay), 1);
+    value = 78;
+    assert_int_equal(overlay_write(overlay, BLOCK, sizeof(value), &value), 0);
+    overlay_close(overlay);
+    CLEANUP_FREE char *data = unit_path(*state, "overlay.2.data");
+    CLEANUP_FREE char *map = unit_path(*state, "overlay.2.map");
+    CLEANUP_FREE char *unnamed = unit_path(*state, "overlay.2.map.tmp");
+    assert_int_equal(access(data, F_OK), 0);
+    assert_int_equal(access(map, F_OK), -1);
+    assert_int_equal(access(unnamed, F_OK), 0);
+    overlay = open_with(*state, DISK, read_numbers, NULL);
+    assert_int_equal(access(data, F_OK), -1);
+    assert_int_equal(access(unnamed, F_OK), -1);
+    assert_int_equal(overlay_read(overlay, BLOCK, sizeof(value), &value), 0);
+    assert_int_equal(value, 77);
+    overlay_close(overlay);
+}
+
+/* Each block holds a number; after a crash it is that of the flush or a later one, and never anything else. */
+static void survives_a_crash_between_flushes(void **state)
+{
+    struct overlay *overlay = open_with(*state, DISK, read_numbers, NULL);
+    static uint64_t flushed[BLOCKS];
+    static uint64_t written[BLOCKS];
+    uint64_t seed = 5;
+    _Alignas(4096) uint64_t block[BLOCK / sizeof(uint64_t)];
+    for (uint64_t i = 0; i < BLOCKS; i++)
+        flushed[i] = written[i] = i;
+    for (unsigned round = 0; round < 20; round++) {
+        for (uint64_t i = 0; i < 100; i++) {
+            uint64_t which = random_next(&seed) % BLOCKS;
+            written[which] = random_next(&seed) % 4 == 0 ? 0 : (uint64_t)(round + 1) * 100000 + i;
+            for (size_t j = 0; j < ARRAY_SIZE(block); j++)
+                block[j] = written[which];
+            assert_int_equal(written[which] == 0 ? overlay_zero(overlay, which * BLOCK, BLOCK)
+                                                 : overlay_write(overlay, which * BLOCK, BLOCK, block),
+                             0);
+            if (i == 60) {
+                assert_int_equal(overlay_flush(overlay), 0);
+                memcpy(flushed, written, sizeof(flushed));
+            }
+        }
+        CLEANUP_FREE char *copy = copy_overlay(*state, round + 1);
+        struct overlay *copied = open_with(copy, DISK, read_numbers, NULL);
+        for (uint64_t i = 0; i < BLOCKS; i++) {
+            assert_int_equal(overlay_read(copied, i * BLOCK, BLOCK, block), 0);
+            /* A hole may be on the disk before the map says so: zero it was to be. Written over since, it is data.
+             */
+            bool changed = flushed[i] != written[i];
+            assert_true(block[0] == flushed[i] || (changed && (block[0] == written[i] || block[0] == 0)));
+            for (size_t j = 1; j < ARRAY_SIZE(block); j++)
+                assert_int_equal(block[j], block[0]);
+        }
+        overlay_close(copied);
+        if (round % 5 == 4) {
+            freeze(overlay);
+            memcpy(flushed, written, sizeof(flushed));
+        }
+    }
+    overlay_close(overlay);
+}
+
+static void says_when_the_disk_is_full(void **state)
+{
+    CLEANUP_FREE char *path = small_mount(*state, "tmpfs", "overlay", "size=1m");
+    struct overlay *overlay = open_with(path, DISK, read_numbers, NULL);
+    uint8_t block[BLOCK];
+    unsigned written = 0;
+    int r = 0;
+    for (; written < BLOCKS; written++) {
+        memset(block, (int)(1 + written % 255), BLOCK);
+        r = overlay_write(overlay, written * BLOCK, BLOCK, block);
+        if (r < 0)
+            break;
+    }
+    assert_int_equal(r, -ENOSPC);
+    assert_true(written > 200);
+    int flushed = overlay_flush(overlay);
+    assert_true(flushed == 0 || flushed == -ENOSPC);
+    for (unsigned i = 0; i < BLOCKS; i++) {
+        assert_int_equal(overlay_read(overlay, i * BLOCK, BLOCK, block), 0);
+        assert_int_equal(block[BLOCK - 8], i < written ? 1 + i % 255 : i % 256);
+    }
+    /* Trimming makes room, and all goes on. */
+    assert_int_equal(overlay_zero(overlay, 0, 100 * BLOCK), 0);
+    memset(block, 200, BLOCK);
+    assert_int_equal(overlay_write(overlay, written * BLOCK, BLOCK, block), 0);
+    assert_int_equal(overlay_flush(overlay), 0);
+    assert_int_equal(freeze(overlay), 1);
+    overlay_close(overlay);
+    overlay = open_with(path, DISK, read_numbers, NULL);
+    for (unsigned i = 0; i <= written; i++) {
+        assert_int_equal(overlay_read(overlay, i * BLOCK, BLOCK, block), 0);
+        assert_int_equal(block[100], i < 100 ? 0 : i < written ? 1 + i % 255 : 200);
+    }
+    overlay_close(overlay);
+}
+
+/* --- damage --- */
+
+static void expect_refusal(const char *directory, int code, const char *name)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    struct overlay *overlay = NULL;
+    assert_int_equal(overlay_open(directory, DISK, read_numbers, NULL, &overlay, &err), code);
+    assert_non_null(strstr(error_message(&err), name));
+    CLEANUP_ERROR struct error view_err = ERROR_INIT;
+    struct overlay_view *view = NULL;
+    assert_int_equal(overlay_view_open(directory, DISK, 2, &view, &view_err), code);
+    assert_non_null(strstr(error_message(&view_err), name));
+}
+
+/* Generations 1 and 2, synced. */
+static void two_generations(const char *directory)
+{
+    struct overlay *overlay = open_with(directory, DISK, read_numbers, NULL);
+    for (uint64_t i = 0; i < 2; i++) {
+        uint8_t block[BLOCK];
+        memset(block, (int)(50 + i), BLOCK);
+        assert_int_equal(overlay_write(overlay, (10 + i) * BLOCK, BLOCK, block), 0);
+        assert_int_equal(overlay_zero(overlay, 600 * BLOCK, BLOCK), 0);
+        assert_int_equal(freeze(overlay), i + 1);
+    }
+    overlay_close(overlay);
+}
+
+static void refuses_damaged_maps(void **state)
+{
+    two_generations(*state);
+    CLEANUP_FREE char *map = unit_path(*state, "overlay.2.map");
+    CLEANUP_CLOSE int fd = open(map, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0);
+    for (unsigned i = 0; i < BLOCKS; i++) {
+        uint8_t was;
+        uint8_t damaged = (uint8_t)(3 + i % 253);
+        assert_int_equal(pread(fd, &was, 1, i), 1);
+        assert_int_equal(pwrite(fd, &damaged, 1, i), 1);
+        expect_refusal(*state, -EBADMSG, "overlay.2.map");
+        assert_int_equal(pwrite(fd, &was, 1, i), 1);
+    }
+    overlay_close(open_with(*state, DISK, read_numbers, NULL));
+    static const off_t lengths[] = {0, 1, BLOCKS - 1, BLOCKS + 1, 1 << 20};
+    for (size_t i = 0; i < ARRAY_SIZE(lengths); i++) {
+        assert_int_equal(ftruncate(fd, lengths[i]), 0);
+        expect_refusal(*state, -EBADMSG, "overlay.2.map");
+    }
+}
+
+static void refuses_wrong_files(void **state)
+{
+    two_generations(*state);
+    CLEANUP_FREE char *data = unit_path(*state, "overlay.1.data");
+    CLEANUP_FREE char *aside = unit_path(*state, "aside");
+    assert_int_equal(truncate(data, DISK - 1), 0);
+    expect_refusal(*state, -EBADMSG, "overlay.1.data");
+    assert_int_equal(truncate(data, DISK), 0);
+    overlay_close(open_with(*state, DISK, read_numbers, NULL));
+    assert_int_equal(rename(data, aside), 0);
+    expect_refusal(*state, -EBADMSG, "overlay.1.data");
+    assert_int_equal(symlink(aside, data), 0);
+    expect_refusal(*state, -EBADMSG, "overlay.1.data");
+    assert_int_equal(unlink(data), 0);
+    assert_int_equal(mkfifo(data, 0600), 0);
+    expect_refusal(*state, -EBADMSG, "overlay.1.data");
+    assert_int_equal(unlink(data), 0);
+    assert_int_equal(rename(aside, data), 0);
+    CLEANUP_FREE char *map = unit_path(*state, "overlay.2.map");
+    assert_int_equal(unlink(map), 0);
+    assert_int_equal(mkdir(map, 0700), 0);
+    expect_refusal(*state, -EBADMSG, "overlay.2.map");
+}
+
+static void allows_gaps_and_other_names(void **state)
+{
+    two_generations(*state);
+    static const char *const moves[][2] = {{"overlay.2.data", "overlay.18446744073709551613.data"},
+                                           {"overlay.2.map", "overlay.18446744073709551613.map"}};
+    for (size_t i = 0; i < ARRAY_SIZE(moves); i++) {
+        CLEANUP_FREE char *from = unit_path(*state, moves[i][0]);
+        CLEANUP_FREE char *to = unit_path(*state, moves[i][1]);
+        assert_int_equal(rename(from, to), 0);
+    }
+    static const char *const others[] = {
+        "overlay.01.map", "overlay.0.data",    "overlay.-1.data",
+        "overlay.x.map",  "overlay.1.map.bak", "overlay. 1.map",
+        "manifest",       "overlay.",          "overlay.99999999999999999999999.map"};
+    for (size_t i = 0; i < ARRAY_SIZE(others); i++) {
+        CLEANUP_FREE char *path = unit_path(*state, others[i]);
+        assert_int_equal(io_write_file_atomic(path, "x", 1, 0600), 0);
+    }
+    struct overlay *overlay = open_with(*state, DISK, read_numbers, NULL);
+    uint8_t byte;
+    assert_int_equal(overlay_read(overlay, 11 * BLOCK, 1, &byte), 0);
+    assert_int_equal(byte, 51);
+    for (size_t i = 0; i < ARRAY_SIZE(others); i++) {
+        CLEANUP_FREE char *path = unit_path(*state, others[i]);
+        assert_int_equal(access(path, F_OK), 0);
+    }
+    assert_int_equal(overlay_write(overlay, 0, 1, &byte), 0);
+    assert_int_equal(freeze(overlay), UINT64_MAX - 1);
+    overlay_close(overlay);
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    struct overlay_view *view;
+    assert_int_equal(overlay_view_open(*state, DISK, 7, &view, &err), -ENOENT);
+    assert_int_equal(overlay_view_open(*state, DISK, 1, &view, &err), 0);
+    uint64_t block = 0;
+    uint64_t count;
+    enum overlay_block kind;
+    assert_int_equal(overlay_view_next(view, &block, &count, &kind), 1);
+    assert_true(block == 10 && count == 1 && kind == OVERLAY_DATA);
+    uint8_t bytes[2 * BLOCK];
+    assert_int_equal(overlay_view_read(view, 10, 2, bytes, &err), -EINVAL);
+    assert_int_equal(overlay_view_read(view, 600, 1, bytes, &err), -EINVAL);
+    assert_int_equal(overlay_view_read(view, BLOCKS, 1, bytes, &err), -EINVAL);
+    overlay_view_close(view);
+}
+
+/* --- generations --- */
+
+static void bounds_its_generations(void **state)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    struct overlay *overlay = open_with(*state, DISK, read_numbers, NULL);
+    uint64_t value;
+    uint64_t generation = 0;
+    for (uint64_t i = 1; i < OVERLAY_GENERATIONS_MAX; i++) {
+        value = i;
+        assert_int_equal(overlay_write(overlay, i * BLOCK, sizeof(value), &value), 0);
+        assert_int_equal(freeze(overlay), i);
+        assert_int_equal(freeze(overlay), i); /* nothing new */
+    }
+    value = 5555;
+    assert_int_equal(overlay_write(overlay, 0, sizeof(value), &value), 0);
+    assert_int_equal(overlay_freeze(overlay, &generation, &err), -E2BIG);
+    value = 6666; /* the sandbox goes on */
+    assert_int_equal(overlay_write(overlay, 0, sizeof(value), &value), 0);
+    assert_int_equal(overlay_rebase(overlay, OVERLAY_GENERATIONS_MAX, read_numbers, NULL, &err), -EINVAL);
+    assert_int_equal(overlay_rebase(overlay, 3, read_numbers, NULL, &err), 0);
+    for (uint64_t i = 4; i < OVERLAY_GENERATIONS_MAX; i++) {
+        assert_int_equal(overlay_read(overlay, i * BLOCK, sizeof(value), &value), 0);
+        assert_int_equal(value, i);
+    }
+    assert_int_equal(freeze(overlay), OVERLAY_GENERATIONS_MAX);
+    value = 7777;
+    assert_int_equal(overlay_write(overlay, 0, sizeof(value), &value), 0);
+    assert_int_equal(freeze(overlay), OVERLAY_GENERATIONS_MAX + 1);
+    assert_int_equal(overlay_read(overlay, 0, sizeof(value), &value), 0);
+    assert_int_equal(value, 7777);
+    overlay_close(overlay);
+}
+
+/* Bytes and calls that this process has written. */
+static void count_writes(uint64_t *ret_bytes, uint64_t *ret_calls)
+{
+    CLEANUP_FREE char *text = NULL;
+    assert_int_equal(io_read_file("/proc/self/io", 4096, &text, NULL), 0);
+    *ret_bytes = strtoull(strstr(text, "wchar: ") + strlen("wchar: "), NULL, 10);
+    *ret_calls = strtoull(strstr(text, "syscw: ") + strlen("syscw: "), NULL, 10);
+}
+
+static void freeze_cost(const char *directory, uint64_t disk_bytes, uint64_t written, uint64_t *ret_bytes,
+                        uint64_t *ret_calls)
+{
+    CLEANUP_FREE char *path = unit_path(directory, "cost");
+    assert_int_equal(mkdir(path, 0700), 0);
+    struct overlay *overlay = open_with(path, disk_bytes, read_numbers, NULL);
+    CLEANUP_FREE uint8_t *bytes = calloc(1, 1 << 20);
+    assert_non_null(bytes);
+    for (uint64_t at = 0; at < written; at += 1 << 20)
+        assert_int_equal(overlay_write(overlay, at, 1 << 20, bytes), 0);
+    assert_int_equal(overlay_flush(overlay), 0);
+    assert_int_equal(overlay_write(overlay, disk_bytes - BLOCK, BLOCK, bytes), 0);
+    uint64_t bytes_before;
+    uint64_t calls_before;
+    count_writes(&bytes_before, &calls_before);
+    assert_int_equal(freeze(overlay), 1);
+    count_writes(ret_bytes, ret_calls);
+    *ret_bytes -= bytes_before;
+    *ret_calls -= calls_before;
+    overlay_close(overlay);
+    assert_int_equal(io_remove_tree(path), 0);
+}
+
+static void freezes_at_the_same_cost(void **state)
+{
+    uint64_t bytes[2];
+    uint64_t calls[2];
+    freeze_cost(*state, UINT64_C(16) << 20, 1 << 20, &bytes[0], &calls[0]);
+    freeze_cost(*state, UINT64_C(64) << 30, 160 << 20, &bytes[1], &calls[1]);
+    assert_true(bytes[0] > 0 && calls[0] > 0);
+    assert_int_equal(bytes[0], bytes[1]);
+    assert_int_equal(calls[0], calls[1]);
+}
+
+/* More map pages are dirty than one pass of a flush takes. */
+static void flushes_large_disks(void **state)
+{
+    const uint64_t bytes = UINT64_C(64) << 30;
+    const uint64_t step = UINT64_C(16) << 20;
+    struct overlay *overlay = open_with(*state, bytes, read_numbers, NULL);
+    for (uint64_t at = 0; at < bytes; at += step) {
+        uint64_t value = at + 1;
+        if (at % (step * 2) == 0 || at < bytes / 4)
+            assert_int_equal(overlay_write(overlay, at, sizeof(value), &value), 0);
+    }
+    assert_int_equal(overlay_flush(overlay), 0);
+    overlay_close(overlay);
+    overlay = open_with(*state, bytes, read_numbers, NULL);
+    for (uint64_t at = 0; at < bytes; at += step) {
+        uint64_t value;
+        assert_int_equal(overlay_read(overlay, at, sizeof(value), &value), 0);
+        assert_int_equal(value, at % (step * 2) == 0 || at < bytes / 4 ? at + 1 : at / BLOCK);
+    }
+    assert_int_equal(overlay_zero(overlay, 1, bytes - 1), 0);
+    assert_int_equal(freeze(overlay), 2);
+    uint64_t value;
+    assert_int_equal(overlay_read(overlay, step, sizeof(value), &value), 0);
+    assert_int_equal(value, 0);
+    overlay_close(overlay);
+}
+
+/* --- threads --- */
+
+struct crowd {
+    struct overlay *overlay;
+    atomic_bool end;
+    atomic_bool failed;
+};
+
+struct worker {
+    struct crowd *crowd;
+    pthread_t thread;
+    unsigned number;
+    uint32_t last[BLOCKS]; /* what this worker wrote last to each of its blocks or halves */
+};
+
+#define WORKERS 4u
+#define ROUNDS  1500u
+
+static void fail_crowd(struct crowd *crowd, const char *what, uint64_t block)
+{
+    if (!atomic_exchange(&crowd->failed, true))
+        print_error("%s, block %ju\n", what, (uintmax_t)block);
+}
+
+/* Blocks number, number + WORKERS, … are this one's alone. */
+static void *use_own_blocks(void *argument)
+{
+    struct worker *worker = argument;
+    struct crowd *crowd = worker->crowd;
+    uint64_t seed = worker->number + 1;
+    _Alignas(4096) uint32_t block[BLOCK / sizeof(uint32_t)];
+    for (unsigned i = 0; i < ROUNDS && !atomic_load(&crowd->failed); i++) {
+        uint64_t which = random_next(&seed) % (BLOCKS / WORKERS) * WORKERS + worker->number;
+        if (overlay_read(crowd->overlay, which * BLOCK, BLOCK, block) < 0)
+            fail_crowd(crowd, "unreadable", which);
+        if (worker->last[which] != 0 && (block[0] != worker->last[which] || block[1023] != worker->last[which]))
+            fail_crowd(crowd, "not what was written", which);
+        worker->last[which] = random_next(&seed) | 1;
+        for (size_t j = 0; j < ARRAY_SIZE(block); j++)
+            block[j] = worker->last[which];
+        if (overlay_write(crowd->overlay, which * BLOCK, BLOCK, block) < 0)
+            fail_crowd(crowd, "unwritable", which);
+    }
+    return NULL;
+}
+
+/* Worker n has the n-th part of every block. */
+static void *use_own_parts(void *argument)
+{
+    struct worker *worker = argument;
+    struct crowd *crowd = worker->crowd;
+    uint64_t seed = worker->number + 1;
+    uint32_t part[BLOCK / WORKERS / sizeof(uint32_t)];
+    for (unsigned i = 0; i < ROUNDS && !atomic_load(&crowd->failed); i++) {
+        uint64_t which = random_next(&seed) % 16;
+        uint64_t offset = which * BLOCK + worker->number * sizeof(part);
+        if (overlay_read(crowd->overlay, offset, sizeof(part), part) < 0)
+            fail_crowd(crowd, "unreadable", which);
+        if (part[0] != worker->last[which] || part[ARRAY_SIZE(part) - 1] != worker->last[which])
+            fail_crowd(crowd, "a part was lost", which);
+        worker->last[which] = i % 5 == 0 ? 0 : random_next(&seed) | 1;
+        for (size_t j = 0; j < ARRAY_SIZE(part); j++)
+            part[j] = worker->last[which];
+        int r = worker->last[which] == 0 ? overlay_zero(crowd->overlay, offset, sizeof(part))
+                                         : overlay_write(crowd->overlay, offset, sizeof(part), part);
+        if (r < 0)
+            fail_crowd(crowd, "unwritable", which);
+    }
+    return NULL;
+}
+
+/* Half of the blocks are written and zeroed without regard to others; a reader finds whole values of theirs only.
+ */
+static void *use_common_blocks(void *argument)
+{
+    struct worker *worker = argument;
+    struct crowd *crowd = worker->crowd;
+    uint64_t seed = worker->number + 1;
+    _Alignas(4096) uint8_t blocks[64 * BLOCK];
+    for (unsigned i = 0; i < ROUNDS / 4 && !atomic_load(&crowd->failed); i++) {
+        uint64_t first = random_next(&seed) % 400;
+        unsigned count = 1 + random_next(&seed) % 64;
+        unsigned choice = random_next(&seed) % 3;
+        int r = 0;
+        if (choice == 0) {
+            memset(blocks, (int)(100 + worker->number), count * BLOCK);
+            r = overlay_write(crowd->overlay, first * BLOCK, count * BLOCK, blocks);
+        } else if (choice == 1) {
+            r = overlay_zero(crowd->overlay, first * BLOCK, count * BLOCK);
+        } else {
+            r = overlay_read(crowd->overlay, first * BLOCK, count * BLOCK, blocks);
+            for (size_t j = 0; j < count * BLOCK; j++) {
+                if (blocks[j] != 0 && blocks[j] != 50 && (blocks[j] < 100 || blocks[j] >= 100 + WORKERS))
+                    fail_crowd(crowd, "garbage", first + j / BLOCK);
+            }
+        }
+        if (r < 0)
+            fail_crowd(crowd, "failed", first);
+    }
+    return NULL;
+}
+
+static int read_fifty(void *context, uint64_t offset, size_t length, void *to)
+{
+    (void)context;
+    (void)offset;
+    memset(to, 50, length);
+    return 0;
+}
+
+static int read_zero(void *context, uint64_t offset, size_t length, void *to)
+{
+    (void)context;
+    (void)offset;
+    memset(to, 0, length);
+    return 0;
+}
+
+static void *flush_and_freeze(void *argument)
+{
+    struct crowd *crowd = argument;
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    unsigned frozen = 0;
+    while (!atomic_load(&crowd->end)) {
+        uint64_t generation;
+        if (overlay_flush(crowd->overlay) < 0 || overlay_used_bytes(crowd->overlay) > 100 * DISK)
+            fail_crowd(crowd, "flush", 0);
+        if (frozen < OVERLAY_GENERATIONS_MAX - 1 && overlay_freeze(crowd->overlay, &generation, &err) < 0)
+            fail_crowd(crowd, error_message(&err), 0);
+        frozen++;
+    }
+    return NULL;
+}
+
+static void work_together(const char *directory, overlay_base_read base, void *(*work)(void *))
+{
+    struct crowd crowd = {.overlay = open_with(directory, DISK, base, NULL)};
+    static struct worker workers[WORKERS];
+    pthread_t freezer;
+    assert_int_equal(pthread_create(&freezer, NULL, flush_and_freeze, &crowd), 0);
+    for (unsigned i = 0; i < WORKERS; i++) {
+        workers[i] = (struct worker){.crowd = &crowd, .number = i};
+        assert_int_equal(pthread_create(&workers[i].thread, NULL, work, &workers[i]), 0);
+    }
+    for (unsigned i = 0; i < WORKERS; i++)
+        pthread_join(workers[i].thread, NULL);
+    atomic_store(&crowd.end, true);
+    pthread_join(freezer, NULL);
+    assert_false(crowd.failed);
+    overlay_close(crowd.overlay);
+}
+
+static void threads_keep_to_their_blocks(void **state)
+{
+    work_together(*state, read_numbers, use_own_blocks);
+}
+
+static void threads_share_blocks(void **state)
+{
+    work_together(*state, read_zero, use_own_parts);
+}
+
+static void threads_see_no_garbage(void **state)
+{
+    work_together(*state, read_fifty, use_common_blocks);
+}
+
+/* What frozen generations hold is always what the base then has, so readers can't tell. */
+static void *freeze_and_rebase(void *argument)
+{
+    struct crowd *crowd = argument;
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    while (!atomic_load(&crowd->end)) {
+        uint64_t generation;
+        if (overlay_freeze(crowd->overlay, &generation, &err) < 0 ||
+            overlay_rebase(crowd->overlay, generation, read_fifty, NULL, &err) < 0)
+            fail_crowd(crowd, error_message(&err), 0);
+    }
+    return NULL;
+}
+
+static void *write_fifty(void *argument)
+{
+    struct worker *worker = argument;
+    struct crowd *crowd = worker->crowd;
+    uint64_t seed = worker->number + 1;
+    _Alignas(4096) uint8_t blocks[16 * BLOCK];
+    for (unsigned i = 0; i < ROUNDS && !atomic_load(&crowd->failed); i++) {
+        uint64_t offset = random_next(&seed) % (DISK - sizeof(blocks));
+        size_t length = random_next(&seed) % sizeof(blocks);
+        memset(blocks, 50, sizeof(blocks));
+        if (overlay_write(crowd->overlay, offset, length, blocks) < 0)
+            fail_crowd(crowd, "unwritable", offset / BLOCK);
+        memset(blocks, 0, sizeof(blocks));
+        if (overlay_read(crowd->overlay, offset, length, blocks) < 0)
+            fail_crowd(crowd, "unreadable", offset / BLOCK);
+        for (size_t j = 0; j < length; j++) {
+            if (blocks[j] != 50)
+                fail_crowd(crowd, "lost in a rebase", (offset + j) / BLOCK);
+        }
+    }
+    return NULL;
+}
+
+static void rebases_under_load(void **state)
+{
+    struct crowd crowd = {.overlay = open_with(*state, DISK, read_fifty, NULL)};
+    static struct worker workers[2];
+    pthread_t freezer;
+    assert_int_equal(pthread_create(&freezer, NULL, freeze_and_rebase, &crowd), 0);
+    for (unsigned i = 0; i < ARRAY_SIZE(workers); i++) {
+        workers[i] = (struct worker){.crowd = &crowd, .number = i};
+        assert_int_equal(pthread_create(&workers[i].thread, NULL, write_fifty, &workers[i]), 0);
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(workers); i++)
+        pthread_join(workers[i].thread, NULL);
+    atomic_store(&crowd.end, true);
+    pthread_join(freezer, NULL);
+    assert_false(crowd.failed);
+    overlay_close(crowd.overlay);
+}
+
+#define MOUNT_TEST(function) cmocka_unit_test_setup_teardown(function, unit_make_directory, unmount_and_remove)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        UNIT_TEST(behaves_as_its_model),
+        MOUNT_TEST(behaves_on_tmpfs),
+        MOUNT_TEST(behaves_without_direct_io),
+        UNIT_TEST(writes_nothing_unless_written),
+        UNIT_TEST(refuses_what_is_beyond_the_end),
+        UNIT_TEST(passes_on_what_the_base_says),
+        UNIT_TEST(reads_the_base_only_where_it_must),
+        UNIT_TEST(gives_space_back),
+        UNIT_TEST(keeps_its_files_to_itself),
+        UNIT_TEST(forgets_what_was_never_flushed),
+        UNIT_TEST(survives_a_crash_between_flushes),
+        MOUNT_TEST(says_when_the_disk_is_full),
+        UNIT_TEST(refuses_damaged_maps),
+        UNIT_TEST(refuses_wrong_files),
+        UNIT_TEST(allows_gaps_and_other_names),
+        UNIT_TEST(bounds_its_generations),
+        UNIT_TEST(freezes_at_the_same_cost),
+        UNIT_TEST(flushes_large_disks),
+        UNIT_TEST(threads_keep_to_their_blocks),
+        UNIT_TEST(threads_share_blocks),
+        UNIT_TEST(threads_see_no_garbage),
+        UNIT_TEST(rebases_under_load),
+    };
+    return cmocka_run_group_tests_name("overlay", tests, NULL, NULL);
+}
