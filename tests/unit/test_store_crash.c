@@ -2,17 +2,8 @@
  * Every point at which the process or the host can die during a commit, a removal with gc, and a compaction: what
  * is left must hold each snapshot wholly or not at all, and what was promised before.
  */
-#include <dirent.h>
-#include <errno.h>
-#include <sched.h>
-#include <sys/mount.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include "crash_fs.h"
-#include "store/store_internal.h"
-#include "store_world.h"
-#include "unit.h"
+#include "store_fixture.h"
 
 #define SNAPSHOTS_MAX 2
 
@@ -27,10 +18,8 @@ struct expected {
 };
 
 struct run {
-    char *data;    /* the store that is recorded */
-    char *scratch; /* where states are rebuilt */
-    char *vm;
-    struct store *store;
+    struct world world; /* that is recorded */
+    char *scratch;      /* where states are rebuilt */
     struct crash_log *log;
     struct expected snapshots[SNAPSHOTS_MAX];
     size_t count;
@@ -43,26 +32,13 @@ static struct expected *expect_always(struct run *run, char *id, const struct mo
     return snapshot;
 }
 
-static char *commit(struct run *run, const char *parent_id, const struct model *parent, const struct model *model)
-{
-    CLEANUP_ERROR struct error err = ERROR_INIT;
-    char *id = NULL;
-    if (model_commit(run->store, run->vm, parent_id, parent, model, &id, &err) < 0)
-        fail_msg("%s", error_message(&err));
-    return id;
-}
-
 static void open_run(const char *directory, struct run *run)
 {
-    const struct model none = {0};
-    struct model model = {0};
-    uint32_t seed = 1;
-    *run = (struct run){.data = unit_path(directory, "data"), .scratch = unit_path(directory, "scratch")};
-    assert_int_equal(store_open(run->data, &run->store, NULL), 0);
-    run->vm = unit_path(run->data, "vms/origin");
-    model_make_vm(run->vm);
-    model_change(&model, 20, &seed);
-    expect_always(run, commit(run, NULL, &none, &model), &model);
+    struct model model;
+    *run = (struct run){.scratch = unit_path(directory, "scratch")};
+    open_world(directory, &run->world);
+    char *id = commit_first(&run->world, 1, &model);
+    expect_always(run, id, &model);
 }
 
 static void close_run(struct run *run)
@@ -70,26 +46,19 @@ static void close_run(struct run *run)
     crash_log_free(run->log);
     for (size_t i = 0; i < run->count; i++)
         free(run->snapshots[i].id);
-    free(run->data);
     free(run->scratch);
-    free(run->vm);
-}
-
-static void record(struct run *run)
-{
-    crash_record(run->data);
+    close_world(&run->world);
 }
 
 static void stop(struct run *run)
 {
     run->log = crash_stop();
-    store_close(run->store);
 }
 
-static void collect(struct run *run)
+static void collect_all(struct run *run)
 {
     struct store_gc_result result;
-    assert_int_equal(store_gc(run->store, &result, NULL), 0);
+    assert_int_equal(store_gc(run->world.store, &result, NULL), 0);
 }
 
 static void record_commit(struct run *run)
@@ -97,8 +66,8 @@ static void record_commit(struct run *run)
     struct model model = run->snapshots[0].model;
     uint32_t seed = 2;
     model_change(&model, 8, &seed);
-    record(run);
-    char *id = commit(run, run->snapshots[0].id, &run->snapshots[0].model, &model);
+    crash_record(run->world.data);
+    char *id = commit(&run->world, run->snapshots[0].id, &run->snapshots[0].model, &model);
     expect_always(run, id, &model)->sure_from = crash_mark();
     stop(run);
 }
@@ -108,13 +77,13 @@ static void record_removal(struct run *run)
     struct model model = run->snapshots[0].model;
     uint32_t seed = 3;
     model_change(&model, 8, &seed);
-    char *id = commit(run, run->snapshots[0].id, &run->snapshots[0].model, &model);
+    char *id = commit(&run->world, run->snapshots[0].id, &run->snapshots[0].model, &model);
     struct expected *removed = expect_always(run, id, &model);
-    record(run);
+    crash_record(run->world.data);
     removed->sure_until = crash_mark();
-    assert_int_equal(store_remove(run->store, id, NULL), 0);
+    assert_int_equal(store_remove(run->world.store, id, NULL), 0);
     removed->gone = crash_mark();
-    collect(run);
+    collect_all(run);
     stop(run);
 }
 
@@ -126,17 +95,17 @@ static void record_compaction(struct run *run)
     for (unsigned i = 0; i < 9; i++) {
         struct model changed = model;
         model_change(&changed, 4, &seed);
-        char *child = commit(run, id != NULL ? id : run->snapshots[0].id, &model, &changed);
+        char *child = commit(&run->world, id != NULL ? id : run->snapshots[0].id, &model, &changed);
         if (id != NULL)
-            assert_int_equal(store_remove(run->store, id, NULL), 0);
+            assert_int_equal(store_remove(run->world.store, id, NULL), 0);
         free(id);
         id = child;
         model = changed;
     }
     expect_always(run, id, &model);
-    record(run);
-    assert_int_equal(store_compact(run->store, id, NULL), 0);
-    collect(run);
+    crash_record(run->world.data);
+    assert_int_equal(store_compact(run->world.store, id, NULL), 0);
+    collect_all(run);
     stop(run);
 }
 
@@ -207,7 +176,16 @@ static int check_snapshot_directory(void *context, const char *name, struct erro
     return store_each_name(path, check_snapshot_file, path, err);
 }
 
-static int check_strays(struct store *store, char **ids, struct error *err)
+static int check_layers_there(const struct store *store, const struct id_set *needed, struct error *err)
+{
+    for (size_t i = 0; i < needed->count; i++)
+        if (faccessat(store->layers_fd, needed->ids[i], F_OK, 0) < 0)
+            return error_errno(err, "layer %s after gc", needed->ids[i]);
+    return 0;
+}
+
+/* gc has left what is needed, and nothing else. */
+static int check_gc(struct store *store, char **ids, struct error *err)
 {
     CLEANUP(id_set_done) struct id_set needed = {0};
     struct listing listing = {store, ids};
@@ -215,6 +193,8 @@ static int check_strays(struct store *store, char **ids, struct error *err)
     int r = store_gc(store, &result, err);
     if (r == 0)
         r = store_needed_layers(store, &needed, err);
+    if (r == 0)
+        r = check_layers_there(store, &needed, err);
     if (r == 0)
         r = store_each_name(store->layers, check_layer_needed, &needed, err);
     return r == 0 ? store_each_name(store->snapshots, check_snapshot_directory, &listing, err) : r;
@@ -234,9 +214,7 @@ static int check_state(const struct run *run, size_t point, struct error *err)
     if (r == 0)
         r = check_pages(run, store, ids, err);
     if (r == 0)
-        r = check_strays(store, ids, err);
-    if (r == 0)
-        r = check_pages(run, store, ids, err);
+        r = check_gc(store, ids, err);
     store_list_done(ids);
     store_close(store);
     return r;
@@ -343,11 +321,8 @@ static int remove_directory(void **state)
 
 int main(void)
 {
-    /* Mounts of these tests are seen by, and stay with, nobody else. */
-    if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0) {
-        perror("the store's tests need root, for mounts");
+    if (!have_own_mounts())
         return 1;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_commit_happens_or_not, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(a_removal_happens_or_not, make_directory, remove_directory),
