@@ -127,8 +127,8 @@ static int spawn_server(const struct imaged *imaged, int log_fd, int ready_fd, p
     posix_spawnattr_setsigmask(&attributes, &none);
     posix_spawnattr_setsigdefault(&attributes, &all);
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-    char *const arguments[] = {imaged->program, "--data", imaged->data_directory, "--ready-fd", "3", NULL};
-    int code = posix_spawn(ret, imaged->program, &actions, &attributes, arguments, environ);
+    const char *const arguments[] = {imaged->program, "--data", imaged->data_directory, "--ready-fd", "3", NULL};
+    int code = posix_spawn(ret, imaged->program, &actions, &attributes, (char *const *)arguments, environ);
     posix_spawnattr_destroy(&attributes);
     posix_spawn_file_actions_destroy(&actions);
     return code == 0 ? 0 : error_code(err, -code, "cannot run %s", imaged->program);

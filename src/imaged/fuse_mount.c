@@ -65,8 +65,8 @@ static int mount_session(struct fuse_mount *mount, struct error *err)
     char options[256];
     snprintf(options, sizeof(options), "fsname=%s,subtype=dormouse,allow_other,default_permissions,max_read=%u",
              mount->options.name, FUSE_MOUNT_MAX_BYTES);
-    char *arguments[] = {"dormouse-imaged", "-o", options};
-    struct fuse_args args = FUSE_ARGS_INIT((int)ARRAY_SIZE(arguments), arguments);
+    const char *arguments[] = {"dormouse-imaged", "-o", options};
+    struct fuse_args args = FUSE_ARGS_INIT((int)ARRAY_SIZE(arguments), (char **)arguments);
     mount->session = fuse_session_new(&args, mount->options.operations, sizeof(*mount->options.operations),
                                       mount->options.context);
     if (mount->session == NULL)

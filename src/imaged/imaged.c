@@ -161,7 +161,8 @@ static int parse_options(int argc, char **argv, struct options *options)
         {"version", no_argument, NULL, OPTION_VERSION},
         {0},
     };
-    char *end = "";
+    char nothing[] = "";
+    char *end = nothing;
     int option;
     while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
         switch (option) {
