@@ -26,6 +26,7 @@
 #ifndef DORMOUSE_SANDBOX_MANAGER_H
 #define DORMOUSE_SANDBOX_MANAGER_H
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -259,5 +260,149 @@ int manager_snapshot_get(struct manager *manager, const char *id_or_prefix, stru
                          struct error *err);
 /* -EBUSY while a paused sandbox or a template needs it. Running forks don't: they hold what they map. */
 int manager_snapshot_remove(struct manager *manager, const char *id_or_prefix, struct error *err);
+
+/* ---- looking after the store: store_tools.c ---- */
+
+/* Asked from time to time by what takes long; true ends it with ECANCELED. */
+typedef bool (*cancel_function)(void *context);
+
+struct inspected_section {
+    unsigned kind; /* docs/snapshot-format.md */
+    bool ignorable;
+    uint64_t offset; /* in the manifest */
+    uint64_t bytes;
+};
+
+struct inspected_layer {
+    char *id;
+    uint64_t bytes; /* of its file */
+    uint64_t frames;
+    unsigned frame_pages;  /* in a full frame */
+    uint64_t pages;        /* in all frames */
+    uint64_t memory_pages; /* of them, those that this snapshot uses */
+    uint64_t disk_pages;
+    char *problem; /* why it can't be opened, and then frames and pages are unknown; NULL: none */
+};
+
+struct inspected_image {
+    uint64_t pages;        /* of 4 KiB */
+    uint64_t mapped_pages; /* that are in a layer: the others are zero */
+    uint64_t extents;
+};
+
+struct inspected_working_set {
+    bool present; /* and sound: it is only a hint */
+    uint64_t runs;
+    uint64_t pages;
+};
+
+struct snapshot_inspection {
+    struct snapshot_info info;
+    char *vmm;
+    char *accelerator;
+    char *kernel;
+    unsigned machine_revision;
+    uint64_t manifest_bytes;
+    uint32_t compatible_features;
+    uint32_t incompatible_features;
+    struct inspected_section *sections;
+    size_t section_count;
+    struct inspected_layer *layers;
+    size_t layer_count;
+    struct inspected_image memory;
+    struct inspected_image disk;
+    struct inspected_working_set working_set;
+};
+void snapshot_inspection_done(struct snapshot_inspection *inspection);
+
+int manager_snapshot_inspect(struct manager *manager, const char *id_or_prefix, struct snapshot_inspection *ret,
+                             struct error *err);
+
+struct snapshot_damage {
+    char *id;
+    char *reason;
+    char *remedy;
+};
+
+struct store_verification {
+    uint64_t snapshots;   /* verified */
+    uint64_t layers;      /* read, each once */
+    uint64_t layer_bytes; /* of their files */
+    struct snapshot_damage *damaged;
+    size_t damaged_count;
+};
+void store_verification_done(struct store_verification *verification);
+
+/*
+ * Reads every frame of one snapshot, or of all (NULL). Damage is an answer, not an error. Nothing else waits for
+ * it; a snapshot that is removed meanwhile is left out.
+ */
+int manager_verify(struct manager *manager, const char *id_or_prefix, cancel_function cancel, void *context,
+                   struct store_verification *ret, struct error *err);
+
+struct page_range {
+    uint64_t page;
+    uint64_t count;
+};
+
+struct image_difference {
+    uint64_t pages[2];        /* in the image of each */
+    uint64_t read_pages;      /* whose content was compared; of the others the maps say enough */
+    uint64_t different_pages; /* what one of them lacks counts as zero */
+    struct page_range *ranges;
+    size_t range_count;
+    bool ranges_cut; /* there were more than was asked for */
+};
+
+struct snapshot_difference {
+    char *ids[2];
+    struct image_difference memory;
+    struct image_difference disk;
+};
+void snapshot_difference_done(struct snapshot_difference *difference);
+
+#define SNAPSHOT_DIFF_RANGES_MAX 65536
+
+int manager_snapshot_diff(struct manager *manager, const char *const ids_or_prefixes[2], size_t ranges_max,
+                          cancel_function cancel, void *context, struct snapshot_difference *ret,
+                          struct error *err);
+
+struct snapshot_compaction {
+    char *id;
+    bool wanted;        /* a bound was passed; otherwise nothing was changed */
+    uint64_t layers[2]; /* before and after */
+    uint64_t extents[2];
+    uint64_t stored_bytes[2];
+};
+void snapshot_compaction_done(struct snapshot_compaction *compaction);
+
+int manager_snapshot_compact(struct manager *manager, const char *id_or_prefix, struct snapshot_compaction *ret,
+                             struct error *err);
+
+/*
+ * The snapshot's disk as a file that the image server serves, read-only, as long as it is open; the caller frees
+ * *ret_path. It stays readable when the snapshot is removed while it is open.
+ */
+int manager_snapshot_disk(struct manager *manager, const char *id_or_prefix, char **ret_id, char **ret_path,
+                          struct error *err);
+
+struct store_report {
+    uint64_t snapshots;
+    uint64_t layers;
+    uint64_t layer_bytes;       /* as files */
+    uint64_t unreachable_bytes; /* of them, what gc would remove */
+    uint64_t image_bytes;       /* what the layers stand for, before compression */
+    json_t *image_server;       /* its metrics (docs/operations.md); NULL: it doesn't answer */
+};
+void store_report_done(struct store_report *report);
+
+int manager_store_report(struct manager *manager, struct store_report *ret, struct error *err);
+
+struct store_collection {
+    uint64_t layers_removed;
+    uint64_t bytes_removed;
+};
+/* Layers that nothing needs any more; also done in the background after every removal. */
+int manager_store_gc(struct manager *manager, struct store_collection *ret, struct error *err);
 
 #endif
