@@ -187,6 +187,9 @@ void sandbox_thaw(struct sandbox *sandbox);
 
 /* ---- snapshots.c ---- */
 
+/* The full id; the caller frees it. Says nothing of whether the snapshot can be read. */
+int snapshot_resolve(struct manager *manager, const char *id_or_prefix, char **ret, struct error *err);
+
 /* Removes a snapshot that no template or sandbox refers to. */
 void snapshot_collect(struct manager *manager, const char *id);
 /* Removes a snapshot that only its maker knows. */
