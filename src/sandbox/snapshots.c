@@ -158,8 +158,7 @@ int manager_snapshot_list(struct manager *manager, struct snapshot_list *ret, st
     return 0;
 }
 
-/* The full id; the caller frees it. */
-static int resolve(struct manager *manager, const char *id_or_prefix, char **ret, struct error *err)
+int snapshot_resolve(struct manager *manager, const char *id_or_prefix, char **ret, struct error *err)
 {
     char **ids = NULL;
     int r = store_list(manager->store, &ids, err);
@@ -190,14 +189,14 @@ int manager_snapshot_get(struct manager *manager, const char *id_or_prefix, stru
                          struct error *err)
 {
     CLEANUP_FREE char *id = NULL;
-    int r = resolve(manager, id_or_prefix, &id, err);
+    int r = snapshot_resolve(manager, id_or_prefix, &id, err);
     return r < 0 ? r : fill_info(manager, id, ret, err);
 }
 
 int manager_snapshot_remove(struct manager *manager, const char *id_or_prefix, struct error *err)
 {
     CLEANUP_FREE char *id = NULL;
-    int r = resolve(manager, id_or_prefix, &id, err);
+    int r = snapshot_resolve(manager, id_or_prefix, &id, err);
     if (r < 0)
         return r;
     pthread_mutex_lock(&manager->lock);
