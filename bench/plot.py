@@ -6,7 +6,7 @@ import math
 from report import quartile_pair, write_text
 
 ROW = 34
-LABELS = 560
+LABELS = 660
 PLOT = 420
 NUMBERS = 190
 MARGIN = 24
@@ -52,7 +52,7 @@ def row(result, y):
     color = HOLDS if result.holds else MISSED
     values = (min(result.ratios), max(result.ratios), *quartile_pair(result.ratios), result.figure)
     minimum, maximum, low, high, figure = (position(cost(result, value)) for value in values)
-    claim = result.claim if len(result.claim) <= 92 else result.claim[:91] + "…"
+    claim = result.claim if len(result.claim) <= 108 else result.claim[:107] + "…"
     yield text(LABELS, y + 4, claim, "end")
     low, high = sorted((low, high))
     yield line(minimum, y, maximum, y, color, 1.5)

@@ -83,7 +83,9 @@ def quartile_pair(values):
 
 def summary(runs, key):
     values = [run[key] for run in runs]
-    return f"{key.replace('_', ' '):32} median {statistics.median(values):9.2f}  ({min(values):.2f} … {max(values):.2f})"
+    return (
+        f"{key.replace('_', ' '):32} median {statistics.median(values):9.2f}  ({min(values):.2f} … {max(values):.2f})"
+    )
 
 
 def write(path, results):

@@ -103,8 +103,10 @@ class Sandbox:
         """Puts guest_work.c's program into the guest, and lets its tmpfs grow as large as its memory."""
         program = bench_program("guest-work")
         self.world.daemon.cli("cp", "-u", "root", program, f"{self.id}:/tmp/guest-work").expect(0)
-        self.sh("chmod 755 /tmp/guest-work; mkdir -p /dev/shm; mountpoint -q /dev/shm || mount -t tmpfs work /dev/shm; "
-                "mount -o remount,size=95% /dev/shm")
+        self.sh(
+            "chmod 755 /tmp/guest-work; mkdir -p /dev/shm; mountpoint -q /dev/shm || mount -t tmpfs work /dev/shm; "
+            "mount -o remount,size=95% /dev/shm"
+        )
 
     def work(self, what, amount, seed=0, file="work"):
         """As guest_work.c says, on a file in the guest's tmpfs."""

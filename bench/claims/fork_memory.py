@@ -40,7 +40,9 @@ def measure(world, runs=FORKS):
         f"{statistics.median(bares) / 2**20:.2f} MiB",
         runs=figures,
         ratios=[figure["fork_mib"] for figure in figures],
-        details=[f"{key.replace('_', ' ')}: median {statistics.median(f[key] for f in figures):.2f}" for key in figures[0]],
+        details=[
+            f"{key.replace('_', ' ')}: median {statistics.median(f[key] for f in figures):.2f}" for key in figures[0]
+        ],
     )
 
 
