@@ -111,4 +111,15 @@ int store_statistics(struct store *store, struct store_statistics *ret, struct e
 /* Checks manifest, every frame of every layer it names, and that each extent's slots exist. */
 int store_verify(struct store *store, const char *id, struct error *err);
 
+/*
+ * What a verification of several snapshots has found of their layers, so that each is read once. One thread; freed by
+ * layer_findings_free.
+ */
+struct layer_findings;
+int layer_findings_new(struct layer_findings **ret, struct error *err);
+void layer_findings_free(struct layer_findings *findings);
+uint64_t layer_findings_count(const struct layer_findings *findings);
+uint64_t layer_findings_bytes(const struct layer_findings *findings); /* of the files */
+int store_verify_with(struct store *store, const char *id, struct layer_findings *findings, struct error *err);
+
 #endif
