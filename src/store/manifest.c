@@ -1,123 +1,320 @@
+/*
+ * Reads manifests. Header and section table are checked as a whole before any section is looked at, and each
+ * section is checked against its checksum before it is parsed, so that no length is used that was not bounded
+ * first.
+ *
+ * A manifest comes from memory or from a file, of which only the wanted sections are read.
+ */
 #include "store/manifest.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <xxhash.h>
 
 #include "base/io.h"
-#include "base/json.h"
+#include "store/description.h"
+#include "store/manifest_format.h"
 
-#define MANIFEST_SIZE_MAX (64u << 10)
+struct source {
+    const uint8_t *bytes; /* NULL: fd */
+    int fd;
+    uint64_t length;
+};
 
-#define CPUS_MAX   4096
-#define MEMORY_MAX (INT64_C(1) << 50)
+struct sections {
+    struct manifest_section table[MANIFEST_SECTIONS_MAX];
+    uint32_t count;
+    const struct manifest_section *known[SECTION_KINDS]; /* by kind; NULL: not there */
+};
 
-void snapshot_manifest_done(struct snapshot_manifest *manifest)
+static const struct {
+    const char *name;
+    uint64_t bytes_max;
+} kinds[SECTION_KINDS] = {
+    [SECTION_DESCRIPTION] = {"description", DESCRIPTION_BYTES_MAX},
+    [SECTION_LAYERS] = {"table of layers", MANIFEST_LAYERS_MAX * sizeof(struct manifest_layer)},
+    [SECTION_MEMORY_MAP] = {"map of the memory image", IMAGE_MAP_EXTENTS_MAX *(uint64_t)sizeof(struct map_extent)},
+    [SECTION_DISK_MAP] = {"map of the disk image", IMAGE_MAP_EXTENTS_MAX *(uint64_t)sizeof(struct map_extent)},
+    [SECTION_DEVICE_STATE] = {"device state", DEVICE_STATE_MAX},
+};
+
+static int damaged(struct error *err, const char *what)
 {
-    free(manifest->id);
-    free(manifest->parent_id);
-    free(manifest->sandbox_id);
-    free(manifest->template_id);
-    free(manifest->vmm);
-    free(manifest->accelerator);
-    free(manifest->kernel);
-    *manifest = (struct snapshot_manifest){0};
+    return error_set(err, EBADMSG, "the manifest is damaged: %s", what);
 }
 
-int manifest_write(const char *path, const struct snapshot_manifest *m, struct error *err)
+static int source_read(const struct source *source, void *to, size_t length, uint64_t offset, struct error *err)
 {
-    json_t *object =
-        json_pack("{s:i, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "version",
-                  SNAPSHOT_FORMAT_VERSION, "id", m->id, "parent", m->parent_id, "sandbox", m->sandbox_id,
-                  "template", m->template_id, "vmm", m->vmm, "accelerator", m->accelerator, "kernel", m->kernel,
-                  "machine_revision", (json_int_t)m->machine_revision, "cpus", (json_int_t)m->cpus, "memory_bytes",
-                  (json_int_t)m->memory_bytes, "disk_bytes", (json_int_t)m->disk_bytes, "state_bytes",
-                  (json_int_t)m->state_bytes, "created_ns", (json_int_t)m->created_ns);
-    CLEANUP_FREE char *text = object != NULL ? json_dumps(object, JSON_INDENT(2)) : NULL;
-    json_decref(object);
-    if (text == NULL)
-        return error_set(err, ENOMEM, "out of memory");
-    int r = io_write_file_atomic(path, text, strlen(text), 0600);
-    return r < 0 ? error_code(err, r, "cannot write %s", path) : 0;
-}
-
-static int read_texts(const json_t *object, struct snapshot_manifest *m, struct error *err)
-{
-    const struct {
-        const char *key;
-        char **value;
-    } texts[] = {
-        {"id", &m->id},
-        {"parent", &m->parent_id},
-        {"sandbox", &m->sandbox_id},
-        {"template", &m->template_id},
-        {"vmm", &m->vmm},
-        {"accelerator", &m->accelerator},
-        {"kernel", &m->kernel},
-    };
-    for (size_t i = 0; i < ARRAY_SIZE(texts); i++) {
-        int r = json_read_text(object, texts[i].key, texts[i].value, err);
-        if (r < 0)
-            return r;
+    if (offset > source->length || length > source->length - offset)
+        return damaged(err, "it is cut short");
+    if (source->bytes != NULL) {
+        memcpy(to, source->bytes + offset, length);
+        return 0;
     }
-    return 0;
+    ssize_t n = io_pread_full(source->fd, to, length, (off_t)offset);
+    if (n < 0)
+        return error_code(err, (int)n, "cannot read the manifest");
+    return (size_t)n == length ? 0 : damaged(err, "it is cut short");
 }
 
-static int read_numbers(const json_t *object, struct snapshot_manifest *m, struct error *err)
+static int read_header(const struct source *source, struct manifest_header *header, struct error *err)
 {
-    int64_t revision = 0;
-    int64_t cpus = 0;
-    int64_t memory = 0;
-    int64_t disk = 0;
-    int64_t state = 0;
-    const struct {
-        const char *key;
-        int64_t minimum;
-        int64_t maximum;
-        int64_t *value;
-    } numbers[] = {
-        {"machine_revision", 1, INT32_MAX, &revision}, {"cpus", 1, CPUS_MAX, &cpus},
-        {"memory_bytes", 4096, MEMORY_MAX, &memory},   {"disk_bytes", 0, MEMORY_MAX, &disk},
-        {"state_bytes", 0, INT32_MAX, &state},         {"created_ns", 0, INT64_MAX, &m->created_ns},
-    };
-    for (size_t i = 0; i < ARRAY_SIZE(numbers); i++) {
-        /* Absent is outside the range of what must be there. */
-        int r = json_read_integer(object, numbers[i].key, numbers[i].minimum, numbers[i].maximum, -1,
-                                  numbers[i].value, err);
-        if (r < 0)
-            return r;
-        if (*numbers[i].value < numbers[i].minimum)
-            return error_set(err, EBADMSG, "%s is missing", numbers[i].key);
-    }
-    m->machine_revision = (unsigned)revision;
-    m->cpus = (unsigned)cpus;
-    m->memory_bytes = (uint64_t)memory;
-    m->disk_bytes = (uint64_t)disk;
-    m->state_bytes = (uint64_t)state;
-    return 0;
-}
-
-int manifest_read(const char *path, struct snapshot_manifest *ret, struct error *err)
-{
-    json_t *object = NULL;
-    int r = json_read_file(path, MANIFEST_SIZE_MAX, &object, err);
+    int r = source_read(source, header, sizeof(*header), 0, err);
     if (r < 0)
         return r;
-    struct snapshot_manifest manifest = {0};
-    int64_t version = 0;
-    r = json_read_integer(object, "version", 1, INT32_MAX, 0, &version, err);
-    if (r == 0 && version > SNAPSHOT_FORMAT_VERSION)
-        r = error_set(err, EPROTONOSUPPORT, "it was written by a later version of dormouse (format %lld)",
-                      (long long)version);
-    if (r == 0)
-        r = read_texts(object, &manifest, err);
-    if (r == 0)
-        r = read_numbers(object, &manifest, err);
-    json_decref(object);
-    if (r < 0) {
-        snapshot_manifest_done(&manifest);
-        return error_wrap(err, r == -EPROTONOSUPPORT ? r : -EBADMSG, "%s", path);
-    }
-    *ret = manifest;
+    if (memcmp(header->magic, MANIFEST_MAGIC, sizeof(header->magic)) != 0)
+        return damaged(err, "it doesn't begin as a manifest does");
+    if (header->checksum != XXH3_64bits(header, offsetof(struct manifest_header, checksum)))
+        return damaged(err, "wrong checksum of its header");
+    if (header->incompatible != 0)
+        return error_set(err, EPROTONOSUPPORT,
+                         "the manifest was written by a later version of dormouse (features %" PRIx32 ")",
+                         header->incompatible);
+    if (header->file_bytes != source->length || header->file_bytes > MANIFEST_BYTES_MAX)
+        return damaged(err, "its size is not what it says");
+    if (header->sections > MANIFEST_SECTIONS_MAX)
+        return damaged(err, "too many sections");
     return 0;
+}
+
+/* Each section within the file, behind the table, apart from the others, and of a kind and size that may be. */
+static int check_sections(struct sections *sections, uint64_t file_bytes, struct error *err)
+{
+    uint64_t begin = sizeof(struct manifest_header) + sections->count * sizeof(struct manifest_section);
+    for (uint32_t i = 0; i < sections->count; i++) {
+        const struct manifest_section *section = &sections->table[i];
+        if (section->offset < begin || section->offset > file_bytes ||
+            section->bytes > file_bytes - section->offset)
+            return damaged(err, "a section lies outside of where sections are");
+        for (uint32_t j = 0; j < i; j++) {
+            const struct manifest_section *other = &sections->table[j];
+            if (section->kind == other->kind)
+                return damaged(err, "a section is there twice");
+            if (section->offset < other->offset + other->bytes && other->offset < section->offset + section->bytes)
+                return damaged(err, "sections overlap");
+        }
+        if (section->kind > 0 && section->kind < SECTION_KINDS) {
+            if (section->bytes > kinds[section->kind].bytes_max)
+                return error_set(err, EBADMSG, "the manifest is damaged: its %s is too large",
+                                 kinds[section->kind].name);
+            sections->known[section->kind] = section;
+        } else if (!(section->flags & SECTION_FLAG_IGNORABLE)) {
+            return error_set(err, EPROTONOSUPPORT,
+                             "the manifest was written by a later version of dormouse (section %" PRIu32 ")",
+                             section->kind);
+        }
+    }
+    if (sections->known[SECTION_DESCRIPTION] == NULL || sections->known[SECTION_LAYERS] == NULL ||
+        sections->known[SECTION_DISK_MAP] == NULL ||
+        (sections->known[SECTION_MEMORY_MAP] == NULL) != (sections->known[SECTION_DEVICE_STATE] == NULL))
+        return damaged(err, "a section is missing");
+    return 0;
+}
+
+static int read_sections(const struct source *source, struct sections *ret, struct error *err)
+{
+    struct manifest_header header;
+    int r = read_header(source, &header, err);
+    if (r < 0)
+        return r;
+    struct sections sections = {.count = header.sections};
+    size_t table_bytes = sections.count * sizeof(struct manifest_section);
+    r = source_read(source, sections.table, table_bytes, sizeof(header), err);
+    if (r < 0)
+        return r;
+    if (header.table_checksum != XXH3_64bits(sections.table, table_bytes))
+        return damaged(err, "wrong checksum of its section table");
+    *ret = sections;
+    return check_sections(ret, header.file_bytes, err);
+}
+
+/* *ret_owned is what the caller frees, if the bytes had to be read. */
+static int read_section(const struct source *source, const struct manifest_section *section, void **ret_owned,
+                        const void **ret_bytes, struct error *err)
+{
+    CLEANUP_FREE void *owned = NULL;
+    const void *bytes = source->bytes != NULL ? source->bytes + section->offset : NULL;
+    if (bytes == NULL) {
+        owned = malloc(section->bytes + 1);
+        if (owned == NULL)
+            return error_set(err, ENOMEM, "no memory to read a manifest");
+        int r = source_read(source, owned, section->bytes, section->offset, err);
+        if (r < 0)
+            return r;
+        bytes = owned;
+    }
+    if (XXH3_64bits(bytes, section->bytes) != section->checksum)
+        return error_set(err, EBADMSG, "the manifest is damaged: wrong checksum of its %s",
+                         kinds[section->kind].name);
+    *ret_owned = TAKE_PTR(owned);
+    *ret_bytes = bytes;
+    return 0;
+}
+
+static int read_description(const struct source *source, const struct sections *sections, struct snapshot *snapshot,
+                            struct error *err)
+{
+    const struct manifest_section *section = sections->known[SECTION_DESCRIPTION];
+    CLEANUP_FREE void *owned = NULL;
+    const void *text;
+    int r = read_section(source, section, &owned, &text, err);
+    if (r < 0)
+        return r;
+    r = description_decode(text, section->bytes, &snapshot->manifest, err);
+    return r < 0 ? error_wrap(err, r, "the manifest is damaged: its description") : 0;
+}
+
+static int compare_layers(const void *a, const void *b)
+{
+    return memcmp(((const struct manifest_layer *)a)->id, ((const struct manifest_layer *)b)->id,
+                  sizeof(((const struct manifest_layer *)a)->id));
+}
+
+/* Sorts the layers. */
+static int check_different(struct manifest_layer *layers, uint32_t count, struct error *err)
+{
+    qsort(layers, count, sizeof(*layers), compare_layers);
+    for (uint32_t i = 1; i < count; i++)
+        if (compare_layers(&layers[i - 1], &layers[i]) == 0)
+            return damaged(err, "a layer is in its table twice");
+    return 0;
+}
+
+static int read_layers(const struct source *source, const struct sections *sections, struct snapshot *snapshot,
+                       struct error *err)
+{
+    const struct manifest_section *section = sections->known[SECTION_LAYERS];
+    if (section->bytes % sizeof(struct manifest_layer) != 0)
+        return damaged(err, "its table of layers ends within a layer");
+    uint32_t count = (uint32_t)(section->bytes / sizeof(struct manifest_layer));
+    CLEANUP_FREE void *owned = NULL;
+    const void *bytes;
+    int r = read_section(source, section, &owned, &bytes, err);
+    if (r < 0 || count == 0)
+        return r;
+    CLEANUP_FREE struct manifest_layer *stored = malloc(section->bytes);
+    snapshot->layers = calloc(count, sizeof(*snapshot->layers));
+    if (stored == NULL || snapshot->layers == NULL)
+        return error_set(err, ENOMEM, "no memory for a snapshot's layers");
+    memcpy(stored, bytes, section->bytes);
+    for (uint32_t i = 0; i < count; i++) {
+        struct snapshot_layer *layer = &snapshot->layers[i];
+        static const char padding[sizeof(stored->id) - LAYER_ID_LENGTH] = {0};
+        memcpy(layer->id, stored[i].id, LAYER_ID_LENGTH);
+        layer->bytes = stored[i].bytes;
+        if (!layer_id_valid(layer->id) || memcmp(stored[i].id + LAYER_ID_LENGTH, padding, sizeof(padding)) != 0)
+            return damaged(err, "its table of layers has something that is no id");
+    }
+    snapshot->layer_count = count;
+    return check_different(stored, count, err);
+}
+
+static int read_map(const struct source *source, const struct sections *sections, enum manifest_section_kind kind,
+                    uint64_t image_bytes, uint32_t layer_count, struct image_map *ret, struct error *err)
+{
+    const struct manifest_section *section = sections->known[kind];
+    if (section == NULL)
+        return 0;
+    CLEANUP_FREE void *owned = NULL;
+    const void *bytes;
+    int r = read_section(source, section, &owned, &bytes, err);
+    if (r < 0)
+        return r;
+    r = image_map_decode(bytes, section->bytes, image_bytes / IMAGE_PAGE_BYTES, layer_count, ret, err);
+    return r < 0 ? error_wrap(err, r, "the manifest is damaged: its %s", kinds[kind].name) : 0;
+}
+
+static int read_device_state(const struct source *source, const struct sections *sections,
+                             struct snapshot *snapshot, struct error *err)
+{
+    const struct manifest_section *section = sections->known[SECTION_DEVICE_STATE];
+    if (section == NULL)
+        return 0;
+    CLEANUP_FREE void *owned = NULL;
+    const void *bytes;
+    int r = read_section(source, section, &owned, &bytes, err);
+    if (r < 0)
+        return r;
+    if (owned == NULL) {
+        owned = malloc(section->bytes + 1);
+        if (owned == NULL)
+            return error_set(err, ENOMEM, "no memory for a snapshot's device state");
+        memcpy(owned, bytes, section->bytes);
+    }
+    snapshot->device_state = TAKE_PTR(owned);
+    snapshot->device_state_bytes = section->bytes;
+    return 0;
+}
+
+static int read_images(const struct source *source, const struct sections *sections, struct snapshot *snapshot,
+                       struct error *err)
+{
+    int r = read_map(source, sections, SECTION_MEMORY_MAP, snapshot->manifest.memory_bytes, snapshot->layer_count,
+                     &snapshot->maps[IMAGE_MEMORY], err);
+    if (r == 0)
+        r = read_map(source, sections, SECTION_DISK_MAP, snapshot->manifest.disk_bytes, snapshot->layer_count,
+                     &snapshot->maps[IMAGE_DISK], err);
+    if (r == 0)
+        r = read_device_state(source, sections, snapshot, err);
+    return r;
+}
+
+static int decode(const struct source *source, bool head, struct snapshot *ret, struct error *err)
+{
+    struct sections sections;
+    int r = read_sections(source, &sections, err);
+    if (r < 0)
+        return r;
+    struct snapshot snapshot = {0};
+    r = read_description(source, &sections, &snapshot, err);
+    if (r == 0)
+        r = read_layers(source, &sections, &snapshot, err);
+    if (r == 0 && !head)
+        r = read_images(source, &sections, &snapshot, err);
+    if (r < 0) {
+        snapshot_done(&snapshot);
+        return r;
+    }
+    *ret = snapshot;
+    return 0;
+}
+
+int manifest_decode(const void *bytes, size_t length, struct snapshot *ret, struct error *err)
+{
+    struct source source = {.bytes = bytes, .fd = -1, .length = length};
+    return decode(&source, false, ret, err);
+}
+
+int manifest_decode_head(const void *bytes, size_t length, struct snapshot *ret, struct error *err)
+{
+    struct source source = {.bytes = bytes, .fd = -1, .length = length};
+    return decode(&source, true, ret, err);
+}
+
+static int read_file(const char *path, bool head, struct snapshot *ret, struct error *err)
+{
+    /* Whatever lies there, opening it mustn't block. */
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return error_errno(err, "cannot open %s", path);
+    if (!S_ISREG(st.st_mode))
+        return error_set(err, EBADMSG, "%s is not a file", path);
+    struct source source = {.fd = fd, .length = (uint64_t)st.st_size};
+    int r = decode(&source, head, ret, err);
+    return r < 0 ? error_wrap(err, r, "%s", path) : 0;
+}
+
+int manifest_read(const char *path, struct snapshot *ret, struct error *err)
+{
+    return read_file(path, false, ret, err);
+}
+
+int manifest_read_head(const char *path, struct snapshot *ret, struct error *err)
+{
+    return read_file(path, true, ret, err);
 }

@@ -2,8 +2,8 @@
  * manifest.h: what a snapshot consists of, in memory and as a file (docs/snapshot-format.md).
  *
  * Order of calls: manifest_read or manifest_decode, which check everything; or filling a struct snapshot and
- * manifest_encode; snapshot_done. Pure but for the file named; -EBADMSG: damaged; -EPROTONOSUPPORT: written by a later
- * version. Memory is bounded by the size of the file, which is.
+ * manifest_encode; snapshot_done. Pure but for the file named; -EBADMSG: damaged; -EPROTONOSUPPORT: written by a
+ * later version. Memory is bounded by the size of the file, which is.
  */
 #ifndef DORMOUSE_STORE_MANIFEST_H
 #define DORMOUSE_STORE_MANIFEST_H
@@ -26,9 +26,9 @@ struct snapshot_manifest {
     char *parent_id;
     char *sandbox_id;
     char *template_id;
-    char *vmm;         /* name and version, e.g. "qemu 7.2.22" */
-    char *accelerator; /* vmm_accelerator_name */
-    char *kernel;      /* version */
+    char *vmm;              /* name and version, e.g. "qemu 7.2.22" */
+    char *accelerator;      /* vmm_accelerator_name */
+    char *kernel;           /* version */
     char *disk_consistency; /* of a disk-only snapshot: "frozen", "synced"; else "" */
     unsigned machine_revision;
     unsigned cpus;
