@@ -97,6 +97,22 @@ static int do_set_vmm(struct control *control, const char *vm, const json_t *req
     return r < 0 ? r : server_set_vmm(control->server, vm, (pid_t)pid, err);
 }
 
+static int do_prefetch(struct control *control, const char *vm, const json_t *request, json_t *reply,
+                       struct error *err)
+{
+    (void)request;
+    (void)reply;
+    return server_prefetch(control->server, vm, err);
+}
+
+static int do_save(struct control *control, const char *vm, const json_t *request, json_t *reply, struct error *err)
+{
+    (void)reply;
+    CLEANUP_FREE char *path = NULL;
+    int r = read_required(request, "path", &path, err);
+    return r < 0 ? r : server_save_working_set(control->server, vm, path, err);
+}
+
 static int do_failure(struct control *control, const char *vm, const json_t *request, json_t *reply,
                       struct error *err)
 {
@@ -108,8 +124,8 @@ static const struct {
     const char *op;
     int (*call)(struct control *control, const char *vm, const json_t *request, json_t *reply, struct error *err);
 } vm_calls[] = {
-    {"attach", do_attach}, {"detach", do_detach},   {"freeze", do_freeze},
-    {"rebase", do_rebase}, {"set-vmm", do_set_vmm}, {"failure", do_failure},
+    {"attach", do_attach},   {"detach", do_detach},   {"freeze", do_freeze},     {"rebase", do_rebase},
+    {"set-vmm", do_set_vmm}, {"failure", do_failure}, {"prefetch", do_prefetch}, {"save-working-set", do_save},
 };
 
 static int do_vm_call(struct control *control, const char *op, const json_t *request, json_t *reply,

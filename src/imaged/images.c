@@ -55,10 +55,19 @@ static struct served *add(struct images *images, const char *name, uint64_t page
     served->generation = ++images->next_generation;
     served->pages = pages;
     read_ahead_init(&served->ahead);
+    pthread_mutex_init(&served->recording_lock, NULL);
     served->listed = true;
     served->next = images->list;
     images->list = served;
     return served;
+}
+
+static void free_served(struct served *served)
+{
+    working_set_done(&served->recorded);
+    pthread_mutex_destroy(&served->recording_lock);
+    read_ahead_done(&served->ahead);
+    free(served);
 }
 
 /* Under the lock: frees it when nobody has it any more. */
@@ -67,8 +76,7 @@ static void free_unused(struct served *served)
     if (served->holders > 0 || served->lookups > 0)
         return;
     unlist(served);
-    read_ahead_done(&served->ahead);
-    free(served);
+    free_served(served);
 }
 
 void served_hold(struct served *served)
@@ -333,7 +341,8 @@ int images_start(const struct images_options *options, struct images **ret, stru
         r = error_set(err, ENOMEM, "out of memory");
     }
     int queue = store_queue_start(images, err);
-    r = r < 0 ? r : queue;
+    int prefetcher = prefetcher_start(images, err);
+    r = r < 0 ? r : MIN(queue, prefetcher);
     if (r == 0 && (r = open_layers(images, err)) == 0 && (r = make_readers(images, err)) == 0) {
         struct fuse_mount_options mount = {.path = images->mount_path,
                                            .name = "dormouse-images",
@@ -352,6 +361,7 @@ int images_start(const struct images_options *options, struct images **ret, stru
 
 void images_unmount(struct images *images)
 {
+    prefetcher_stop(images);
     store_queue_stop(images);
     if (images->mount != NULL)
         fuse_mount_stop(images->mount);
@@ -363,6 +373,7 @@ void images_stop(struct images *images)
         return;
     images_unmount(images);
     fuse_mount_free(images->mount);
+    prefetcher_done(images);
     store_queue_done(images);
     for (unsigned i = 0; images->readers != NULL && i < images->options.threads; i++) {
         free(images->readers[i].reply);
@@ -373,8 +384,7 @@ void images_stop(struct images *images)
         struct served *served = images->list;
         images->list = served->next;
         image_close(atomic_load(&served->opened));
-        read_ahead_done(&served->ahead);
-        free(served);
+        free_served(served);
     }
     if (images->layers_fd >= 0)
         close(images->layers_fd);

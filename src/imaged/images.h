@@ -24,6 +24,7 @@
 #include <sys/types.h>
 
 #include "imaged/metrics.h"
+#include "imaged/working_set.h"
 #include "store/image.h"
 
 struct images;
@@ -35,6 +36,7 @@ struct images_options {
     enum image_kind kind;
     unsigned threads;
     unsigned storers;
+    unsigned prefetchers;
     unsigned max_readahead; /* of the kernel, bytes */
     struct metrics *metrics;
     /* An image can't be read. Called by the threads that answer: must not wait for anything. */
@@ -58,6 +60,18 @@ int images_add(struct images *images, struct snapshot *snapshot, gid_t gid, stru
 int images_add_empty(struct images *images, const char *name, uint64_t bytes, gid_t gid, struct served **ret,
                      struct error *err);
 void images_release(struct served *served);
+
+/*
+ * Pushes the pages of a joined set that aren't in the page cache yet, in the background. The file must be open
+ * somewhere, else there is nowhere to push to. Nothing happens while another prefetch of the image is under way.
+ */
+int images_prefetch(struct served *served, const struct working_set *set, struct error *err);
+
+/* Records what is missed between the two, each called once by each who wants it; images_recorded adds it to a set.
+ */
+void images_record(struct served *served);
+void images_record_end(struct served *served);
+int images_recorded(struct served *served, struct working_set *set);
 
 const char *served_name(const struct served *served);
 uint64_t served_pages(const struct served *served);

@@ -215,6 +215,8 @@ static void look_ahead(struct reader *reader, struct served *served, struct page
     struct page_run used;
     struct page_run push = read_ahead_miss(&served->ahead, run, pushed, zero ? &holes : &frames, &used);
     store_run(served, push);
+    served_note_miss(served, run);
+    served_note_miss(served, used);
 }
 
 static void images_op_read(fuse_req_t request, fuse_ino_t inode, size_t size, off_t offset,

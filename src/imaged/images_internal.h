@@ -26,6 +26,11 @@ struct served {
     uint64_t pages;
     bool empty; /* all zero, no snapshot */
     struct read_ahead ahead;
+    _Atomic bool prefetching;
+
+    pthread_mutex_t recording_lock;
+    unsigned recorders;
+    struct working_set recorded; /* empty without recorders */
 
     /* Under images->lock. */
     gid_t gid;
@@ -58,6 +63,18 @@ struct reader {
     uint8_t *reply; /* FUSE_MOUNT_MAX_BYTES */
 };
 
+struct prefetch;
+
+struct prefetcher {
+    pthread_mutex_t lock;
+    pthread_cond_t filled;
+    bool stopping;
+    struct prefetch *list;  /* those with pages left to give out */
+    struct reader *workers; /* one a thread; without a reply */
+    pthread_t *threads;
+    unsigned thread_count;
+};
+
 struct images {
     struct images_options options;
     char *mount_path;
@@ -65,6 +82,7 @@ struct images {
     struct fuse_mount *mount;
     struct reader *readers; /* one a thread */
     struct store_queue queue;
+    struct prefetcher prefetcher;
 
     pthread_mutex_t lock;
     struct served *list;
@@ -106,10 +124,23 @@ void store_frame(struct served *served, uint64_t page, struct frame_buffer **fra
 /* Reads and pushes a run of pages. */
 void store_run(struct served *served, struct page_run run);
 
+/* At once, by the calling thread, which must not be one that answers reads. */
+void store_now(struct served *served, struct page_run run, struct frame_buffer *frame);
+/* The whole frame in which `page` is, `place` being where. */
+void store_frame_now(struct served *served, uint64_t page, const struct image_place *place,
+                     struct frame_buffer *frame);
+
 /* Throws a run of pages out of the page cache. */
 void store_invalidate(struct served *served, struct page_run run);
 
 /* Notes that a frame has been decompressed; whether it had been lately. */
 bool store_note_frame(struct images *images, const struct layer *layer, uint32_t frame);
+
+/* images_prefetch.c */
+
+int prefetcher_start(struct images *images, struct error *err);
+void prefetcher_stop(struct images *images);
+void prefetcher_done(struct images *images);
+void served_note_miss(struct served *served, struct page_run run);
 
 #endif

@@ -43,8 +43,9 @@ static bool push(struct served *served, uint64_t page, const void *bytes, uint64
     return r == 0;
 }
 
-static void push_mates(struct served *served, const struct image *image, uint64_t page, const uint8_t *pages,
-                       unsigned page_count)
+/* With `answered`, `page` itself is there already. */
+static void push_mates(struct served *served, const struct image *image, uint64_t page, bool answered,
+                       const uint8_t *pages, unsigned page_count)
 {
     struct image_mate mates[LAYER_FRAME_PAGES_MAX];
     size_t count = image_frame_mates(image, page, mates);
@@ -53,8 +54,7 @@ static void push_mates(struct served *served, const struct image *image, uint64_
         while (i + run < count && mates[i + run].page == mates[i].page + run &&
                mates[i + run].index == mates[i].index + run)
             run++;
-        /* The page alone is there already: it was the answer. */
-        bool needed = run > 1 || mates[i].page != page;
+        bool needed = run > 1 || mates[i].page != page || !answered;
         if (needed && mates[i].index + run <= page_count &&
             !push(served, mates[i].page, pages + (size_t)mates[i].index * IMAGE_PAGE_BYTES, run))
             return;
@@ -62,7 +62,18 @@ static void push_mates(struct served *served, const struct image *image, uint64_
     }
 }
 
-static void push_run(struct served *served, struct page_run run, struct frame_buffer *frame)
+void store_frame_now(struct served *served, uint64_t page, const struct image_place *place,
+                     struct frame_buffer *frame)
+{
+    const uint8_t *pages;
+    int count = layer_read_frame(place->layer, place->frame, true, frame, &pages, NULL);
+    if (count < 0)
+        return; /* who really wants the page will learn why */
+    metric_add(&served->images->options.metrics->decompressed_bytes, (uint64_t)count * IMAGE_PAGE_BYTES);
+    push_mates(served, atomic_load(&served->opened), page, false, pages, (unsigned)count);
+}
+
+void store_now(struct served *served, struct page_run run, struct frame_buffer *frame)
 {
     struct images *images = served->images;
     const struct image *image = atomic_load(&served->opened);
@@ -77,12 +88,7 @@ static void push_run(struct served *served, struct page_run run, struct frame_bu
             if (!push(served, page, zero_pages, count))
                 return;
         } else if (!store_note_frame(images, place.layer, place.frame)) {
-            const uint8_t *pages;
-            int read = layer_read_frame(place.layer, place.frame, true, frame, &pages, NULL);
-            if (read < 0)
-                return; /* who really wants the page will learn why */
-            metric_add(&images->options.metrics->decompressed_bytes, (uint64_t)read * IMAGE_PAGE_BYTES);
-            push_mates(served, image, page, pages, (unsigned)read);
+            store_frame_now(served, page, &place, frame);
         }
         page += count;
     }
@@ -94,10 +100,10 @@ static void work(struct job *job, struct frame_buffer *frame)
     int64_t begin_ns = clock_monotonic_ns();
     switch (job->kind) {
     case JOB_FRAME:
-        push_mates(served, atomic_load(&served->opened), job->run.page, job->pages, job->page_count);
+        push_mates(served, atomic_load(&served->opened), job->run.page, true, job->pages, job->page_count);
         break;
     case JOB_RUN:
-        push_run(served, job->run, frame);
+        store_now(served, job->run, frame);
         break;
     case JOB_INVALIDATE:
         fuse_lowlevel_notify_inval_inode(fuse_mount_session(served->images->mount), (fuse_ino_t)(uintptr_t)served,

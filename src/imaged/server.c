@@ -272,6 +272,9 @@ static void release(struct server *server, struct vm *vm)
     vm->attached = false;
     vm->vmm = 0;
     pthread_mutex_unlock(&server->lock);
+    if (vm->recording)
+        images_record_end(memory);
+    vm->recording = false;
     disk_remove(disk);
     close_base(base);
     images_release(memory);
@@ -298,6 +301,9 @@ static int attach(struct server *server, struct vm *vm, const struct server_atta
     vm->disk = disk;
     vm->attached = r == 0;
     pthread_mutex_unlock(&server->lock);
+    vm->recording = memory != NULL && options->empty_memory == 0;
+    if (vm->recording)
+        images_record(memory);
     if (r < 0)
         release(server, vm);
     return r;
@@ -388,6 +394,60 @@ int server_set_vmm(struct server *server, const char *id, pid_t pid, struct erro
     pthread_mutex_unlock(&server->lock);
     server_leave(server, vm);
     return 0;
+}
+
+/* Adds what the VM's directory holds; a hint that is missing or damaged is none. */
+static int read_working_set(const struct vm *vm, struct working_set *set, struct error *err)
+{
+    CLEANUP_FREE char *path = NULL;
+    if (asprintf(&path, "%s/working-set", vm->directory) < 0)
+        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP(working_set_done) struct working_set saved = {0};
+    int r = working_set_read(path, served_pages(vm->memory), &saved, NULL);
+    for (size_t i = 0; r == 0 && i < saved.count; i++)
+        r = working_set_add(set, saved.runs[i]);
+    working_set_join(set);
+    return r == -ENOMEM ? error_set(err, ENOMEM, "out of memory") : 0;
+}
+
+int server_prefetch(struct server *server, const char *id, struct error *err)
+{
+    struct vm *vm;
+    int r = server_enter(server, id, &vm, err);
+    if (r < 0)
+        return r;
+    CLEANUP(working_set_done) struct working_set set = {0};
+    if (vm->memory != NULL)
+        r = read_working_set(vm, &set, err);
+    if (r == 0 && set.count > 0)
+        r = images_prefetch(vm->memory, &set, err);
+    server_leave(server, vm);
+    return r;
+}
+
+int server_save_working_set(struct server *server, const char *id, const char *path, struct error *err)
+{
+    if (path[0] != '/')
+        return error_set(err, EINVAL, "\"%s\" is not an absolute path", path);
+    struct vm *vm;
+    int r = server_enter(server, id, &vm, err);
+    if (r < 0)
+        return r;
+    CLEANUP(working_set_done) struct working_set set = {0};
+    if (!vm->recording)
+        r = error_set(err, ENODATA, "nothing has been recorded for VM %s", id);
+    if (r == 0 && (r = images_recorded(vm->memory, &set)) < 0)
+        r = error_code(err, r, "cannot collect the working set of VM %s", id);
+    if (r == 0)
+        r = read_working_set(vm, &set, err);
+    if (r == 0) {
+        images_record_end(vm->memory);
+        vm->recording = false;
+        r = set.count > 0 ? working_set_write(path, &set, err)
+                          : error_set(err, ENODATA, "nothing has been recorded for VM %s", id);
+    }
+    server_leave(server, vm);
+    return r;
 }
 
 int server_failure(struct server *server, const char *id, json_t *reply, struct error *err)

@@ -34,6 +34,15 @@ int server_freeze(struct server *server, const char *vm, uint64_t *ret, struct e
 int server_rebase(struct server *server, const char *vm, uint64_t generation, struct error *err);
 int server_set_vmm(struct server *server, const char *vm, pid_t pid, struct error *err);
 
+/* Pushes the working set in the VM's directory, if there is one. */
+int server_prefetch(struct server *server, const char *vm, struct error *err);
+
+/*
+ * What was in that file and what has been missed since the VM was attached, written to `path`. Ends the recording.
+ * -ENODATA: nothing was.
+ */
+int server_save_working_set(struct server *server, const char *vm, const char *path, struct error *err);
+
 /* Adds `reason` to the reply if the VM has failed. */
 int server_failure(struct server *server, const char *vm, json_t *reply, struct error *err);
 

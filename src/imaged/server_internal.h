@@ -29,6 +29,7 @@ struct vm {
     char id[VM_ID_MAX + 1];
     pthread_mutex_t lock;
     char *directory;
+    bool recording; /* of the memory image */
 
     /* Changed under both locks, so read under either. */
     bool attached;
@@ -59,6 +60,9 @@ int server_enter(struct server *server, const char *id, struct vm **ret, struct 
 /* NULL: not attached, or busy. */
 struct vm *server_try_enter(struct server *server, const char *id);
 void server_leave(struct server *server, struct vm *vm);
+
+/* The VMMs that are known; returns how many. */
+size_t server_list_vmms(struct server *server, pid_t *pids, size_t limit);
 
 /* What the mounts report. */
 void server_image_failed(void *context, struct served *served, const char *reason);

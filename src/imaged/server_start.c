@@ -8,6 +8,7 @@
 #include "base/io.h"
 #include "imaged/protocol.h"
 #include "imaged/server_internal.h"
+#include "imaged/stalls.h"
 
 /* The per-VM part of a reply is bounded. */
 #define STATISTICS_VMS_MAX 1024u
@@ -30,6 +31,7 @@ int server_start(const char *data_directory, struct server **ret, struct error *
         .kind = IMAGE_MEMORY,
         .threads = thread_count(),
         .storers = 2,
+        .prefetchers = 4,
         .max_readahead = 0,
         .metrics = &server->metrics,
         .failed = server_image_failed,
@@ -38,6 +40,7 @@ int server_start(const char *data_directory, struct server **ret, struct error *
     int r = images_start(&images, &server->memory, err);
     images.mount = PROTOCOL_MOUNT_DISK;
     images.kind = IMAGE_DISK;
+    images.prefetchers = 0;
     images.max_readahead = 128 << 10;
     if (r == 0)
         r = images_start(&images, &server->disks, err);
@@ -50,7 +53,10 @@ int server_start(const char *data_directory, struct server **ret, struct error *
     };
     if (r == 0)
         r = overlays_start(&overlays, &server->overlays, err);
+    if (r == 0)
+        r = stalls_start(server, err);
     if (r < 0) {
+        overlays_stop(server->overlays);
         images_stop(server->disks);
         images_stop(server->memory);
         pthread_mutex_destroy(&server->lock);
@@ -109,6 +115,17 @@ static void add_overlay_bytes(struct server *server, json_t *object)
         json_object_set_new(object, id, json_integer((json_int_t)overlay_used_bytes(disk_overlay(vm->disk))));
         server_leave(server, vm);
     }
+}
+
+size_t server_list_vmms(struct server *server, pid_t *pids, size_t limit)
+{
+    size_t count = 0;
+    pthread_mutex_lock(&server->lock);
+    for (const struct vm *vm = server->vms; vm != NULL && count < limit; vm = vm->next)
+        if (vm->vmm > 0)
+            pids[count++] = vm->vmm;
+    pthread_mutex_unlock(&server->lock);
+    return count;
 }
 
 int server_statistics(struct server *server, json_t *reply, struct error *err)
