@@ -261,6 +261,12 @@ static int freeze_guest(struct capture_job *job, struct error *err)
     return replace_text(&job->snapshot.manifest.disk_consistency, all ? "frozen" : "synced", err);
 }
 
+/* What this guest touched first after its resume is the best guess for the next one. */
+static void inherit_working_set(struct capture_job *job)
+{
+    snapshot_writer_link(job->writer, job->sandbox->vm_directory, STORE_FILE_INHERITED_SET, NULL);
+}
+
 static int finish(struct capture_job *job, struct error *err)
 {
     int r = take_disk(job, err);
@@ -268,6 +274,8 @@ static int finish(struct capture_job *job, struct error *err)
         r = snapshot_writer_link(job->writer, job->sandbox->vm_directory, VMM_FILE_KERNEL, err);
     if (r == 0)
         r = snapshot_writer_link(job->writer, job->sandbox->vm_directory, VMM_FILE_INITRD, err);
+    if (r == 0 && job->extent == CAPTURE_ALL)
+        inherit_working_set(job);
     return r == 0 ? store_commit(TAKE_PTR(job->writer), &job->snapshot, err) : r;
 }
 

@@ -2,6 +2,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,9 @@
 
 #include "base/io.h"
 #include "sandbox/internal.h"
+
+/* What a guest touches from its resume to this long after it ran is its working set. */
+#define WORKING_SET_MS 1000
 
 int sandbox_attach_images(struct manager *manager, struct sandbox *sandbox, struct error *err)
 {
@@ -39,6 +43,76 @@ void sandbox_detach_images(struct manager *manager, struct sandbox *sandbox)
     int r = imaged_detach(manager->images, sandbox->info.id, &err);
     if (r < 0 && r != -EHOSTDOWN)
         manager_log(manager, "sandbox %s: %s", sandbox->info.id, error_message(&err));
+}
+
+void sandbox_prefetch(struct manager *manager, struct sandbox *sandbox)
+{
+    /* What is pushed is dropped unless somebody holds the file. */
+    CLEANUP_CLOSE int fd = open(sandbox->files.memory, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    if (imaged_prefetch(manager->images, sandbox->info.id, &err) < 0)
+        manager_log(manager, "sandbox %s: %s", sandbox->info.id, error_message(&err));
+}
+
+struct recording {
+    int pidfd;
+    char *id;
+    char *snapshot_id;
+    char *vm_directory;
+};
+
+static void recording_free(struct recording *recording)
+{
+    cleanup_close(&recording->pidfd);
+    free(recording->id);
+    free(recording->snapshot_id);
+    free(recording->vm_directory);
+    free(recording);
+}
+
+/* The VM may end, and its directory go, at any time: what fails is only a hint less. */
+static void save_working_set(struct manager *manager, const struct recording *recording)
+{
+    CLEANUP_FREE char *path = NULL;
+    CLEANUP_FREE char *inherited = NULL;
+    if (asprintf(&path, "%s/%s", recording->vm_directory, STORE_FILE_WORKING_SET) < 0 ||
+        asprintf(&inherited, "%s/%s", recording->vm_directory, STORE_FILE_INHERITED_SET) < 0) {
+        path = inherited = NULL;
+        return;
+    }
+    if (imaged_save_working_set(manager->images, recording->id, path, NULL) < 0)
+        return;
+    unlink(inherited);
+    if (link(path, inherited) == 0)
+        store_keep_working_set(manager->store, recording->snapshot_id, recording->vm_directory, NULL);
+}
+
+static void record_working_set(struct manager *manager, void *argument)
+{
+    struct recording *recording = argument;
+    struct pollfd ended = {.fd = recording->pidfd, .events = POLLIN};
+    if (poll(&ended, 1, WORKING_SET_MS) == 0)
+        save_working_set(manager, recording);
+    recording_free(recording);
+}
+
+void sandbox_record_working_set(struct manager *manager, const struct sandbox *sandbox)
+{
+    if (store_has_working_set(manager->store, sandbox->info.snapshot_id))
+        return;
+    struct recording *recording = calloc(1, sizeof(*recording));
+    if (recording == NULL)
+        return;
+    recording->pidfd = fcntl(vmm_pidfd(sandbox->vmm), F_DUPFD_CLOEXEC, 3);
+    recording->id = strdup(sandbox->info.id);
+    recording->snapshot_id = strdup(sandbox->info.snapshot_id);
+    recording->vm_directory = strdup(sandbox->vm_directory);
+    bool complete = recording->pidfd >= 0 && recording->id != NULL && recording->snapshot_id != NULL &&
+                    recording->vm_directory != NULL;
+    if (!complete || manager_spawn(manager, record_working_set, recording) < 0)
+        recording_free(recording);
 }
 
 int sandbox_open_device_state(const struct sandbox *sandbox, struct error *err)

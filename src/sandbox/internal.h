@@ -164,6 +164,10 @@ void sandbox_vmm_config(const struct manager *manager, const struct sandbox *san
 int sandbox_attach_images(struct manager *manager, struct sandbox *sandbox, struct error *err);
 /* After the VMM has ended. */
 void sandbox_detach_images(struct manager *manager, struct sandbox *sandbox);
+/* Has the pages pushed into the page cache that the guest will touch first. */
+void sandbox_prefetch(struct manager *manager, struct sandbox *sandbox);
+/* In the background: notes what the guest, just resumed, touches, for resumes to come. */
+void sandbox_record_working_set(struct manager *manager, const struct sandbox *sandbox);
 /* A file with the device state of the snapshot that the VM directory was made from; the caller closes it. */
 int sandbox_open_device_state(const struct sandbox *sandbox, struct error *err);
 /* Bytes of disk that the sandbox has written since its snapshot. */

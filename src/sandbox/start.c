@@ -166,6 +166,8 @@ static int start_vmm(struct manager *manager, struct sandbox *sandbox, const str
     if (!request->boot && state_fd < 0)
         return state_fd;
     config.state_fd = state_fd;
+    if (!request->boot)
+        sandbox_prefetch(manager, sandbox);
     r = request->boot ? vmm_boot(&config, &sandbox->vmm, err) : vmm_restore(&config, &sandbox->vmm, err);
     if (r < 0)
         return r;
@@ -216,6 +218,8 @@ static int start(struct manager *manager, struct sandbox *sandbox, const struct 
     sandbox->info.timings = timings;
     sandbox->info.started_ns = clock_realtime_ns();
     pthread_mutex_unlock(&manager->lock);
+    if (!request->boot)
+        sandbox_record_working_set(manager, sandbox);
     sandbox_set_deadline(manager, sandbox, request->timeout_s);
     return sandbox_set_state(manager, sandbox, SANDBOX_RUNNING, err);
 }

@@ -325,9 +325,33 @@ int store_materialize(struct store *store, const char *id, const char *vm_direct
     int r = fd < 0 ? fd : 0;
     for (size_t i = 0; r == 0 && i < ARRAY_SIZE(always); i++)
         r = link_into(fd, id, always[i], vm_directory, always[i], err);
-    if (r == 0 && faccessat(fd, STORE_FILE_WORKING_SET, F_OK, 0) == 0)
-        r = link_into(fd, id, STORE_FILE_WORKING_SET, vm_directory, STORE_FILE_WORKING_SET, err);
+    const char *set =
+        faccessat(fd, STORE_FILE_WORKING_SET, F_OK, 0) == 0 ? STORE_FILE_WORKING_SET : STORE_FILE_INHERITED_SET;
+    if (r == 0 && faccessat(fd, set, F_OK, 0) == 0) {
+        r = link_into(fd, id, set, vm_directory, STORE_FILE_WORKING_SET, err);
+        if (r == 0)
+            r = link_into(fd, id, set, vm_directory, STORE_FILE_INHERITED_SET, err);
+    }
     return r < 0 ? error_wrap(err, r, "preparing a VM from snapshot %s", id) : 0;
+}
+
+bool store_has_working_set(struct store *store, const char *id)
+{
+    CLEANUP_CLOSE int fd = open_snapshot(store, id, NULL);
+    return fd >= 0 && faccessat(fd, STORE_FILE_WORKING_SET, F_OK, 0) == 0;
+}
+
+int store_keep_working_set(struct store *store, const char *id, const char *vm_directory, struct error *err)
+{
+    CLEANUP_FREE char *from = store_path(err, "%s/" STORE_FILE_WORKING_SET, vm_directory);
+    if (from == NULL)
+        return -ENOMEM;
+    CLEANUP_CLOSE int fd = open_snapshot(store, id, err);
+    if (fd < 0)
+        return fd;
+    if (linkat(AT_FDCWD, from, fd, STORE_FILE_WORKING_SET, 0) < 0 && errno != EEXIST)
+        return error_errno(err, "cannot keep the working set of snapshot %s", id);
+    return 0;
 }
 
 int store_link_disk_manifest(struct store *store, const char *id, const char *vm_directory, struct error *err)

@@ -27,6 +27,7 @@
 #define STORE_FILE_MANIFEST      "manifest"
 #define STORE_FILE_DISK_MANIFEST "disk-manifest"
 #define STORE_FILE_WORKING_SET   "working-set"
+#define STORE_FILE_INHERITED_SET "working-set.inherited" /* its parent's, until it has its own */
 
 /* Beyond these an image is worth compacting. */
 #define STORE_LAYERS_WANTED  16u
@@ -80,8 +81,15 @@ int snapshot_writer_layer(struct snapshot_writer *writer, enum image_kind kind, 
 int store_commit(struct snapshot_writer *writer, struct snapshot *snapshot, struct error *err);
 void store_abort(struct snapshot_writer *writer);
 
-/* Fills an empty VM directory: manifest, kernel, initrd and working set are linked. */
+/*
+ * Fills an empty VM directory: manifest, kernel, initrd and working set are linked; the working set twice, as
+ * STORE_FILE_INHERITED_SET, too, for a snapshot that is made of this VM.
+ */
 int store_materialize(struct store *store, const char *id, const char *vm_directory, struct error *err);
+
+bool store_has_working_set(struct store *store, const char *id);
+/* VM_DIRECTORY's working set becomes the snapshot's own, unless it has one. */
+int store_keep_working_set(struct store *store, const char *id, const char *vm_directory, struct error *err);
 
 /* The snapshot's manifest takes the place of the VM directory's disk-manifest: its overlay will lie over that disk.
  */
