@@ -1,9 +1,9 @@
 /*
  * image.h: reads the pages of a snapshot's image: map and open layers together.
  *
- * Order of calls: image_open; image_locate and image_read_frame, or image_read, from any number of threads, each with a
- * frame_buffer of its own; image_close. The layers stay readable while the image is open, even when gc has removed
- * their names. Errors as layer.h's; -ENOENT with its name when a layer is missing.
+ * Order of calls: image_open; image_locate and image_read_frame, or image_read, from any number of threads, each
+ * with a frame_buffer of its own; image_close. The layers stay readable while the image is open, even when gc has
+ * removed their names. Errors as layer.h's; -ENOENT with its name when a layer is missing.
  */
 #ifndef DORMOUSE_STORE_IMAGE_H
 #define DORMOUSE_STORE_IMAGE_H
@@ -12,13 +12,14 @@
 
 struct image;
 
-/* Takes over the map and copies the table of layers. */
-int image_open(int layers_fd, struct snapshot *snapshot, enum image_kind kind, struct image **ret, struct error *err);
+/* Takes over the map and opens the layers it uses. -ENODATA when there is no such image. */
+int image_open(int layers_fd, struct snapshot *snapshot, enum image_kind kind, struct image **ret,
+               struct error *err);
 void image_close(struct image *image);
 uint64_t image_pages(const struct image *image);
 const struct image_map *image_map(const struct image *image);
 
-/* Where a page is. */
+/* Where a page is. What the frame has at `index` is known only when it is read: it may have fewer pages. */
 struct image_place {
     bool zero;
     struct layer *layer; /* unless zero */
