@@ -361,8 +361,7 @@ struct snapshot_difference {
 };
 void snapshot_difference_done(struct snapshot_difference *difference);
 
-#define SNAPSHOT_DIFF_RANGES_MAX 65536
-
+/* At most `ranges_max` ranges of each image. */
 int manager_snapshot_diff(struct manager *manager, const char *const ids_or_prefixes[2], size_t ranges_max,
                           cancel_function cancel, void *context, struct snapshot_difference *ret,
                           struct error *err);
