@@ -275,6 +275,8 @@ static int decode(const struct source *source, bool head, struct snapshot *ret, 
         r = read_layers(source, &sections, &snapshot, err);
     if (r == 0 && !head)
         r = read_images(source, &sections, &snapshot, err);
+    else if (r == 0 && sections.known[SECTION_DEVICE_STATE] != NULL)
+        snapshot.device_state_bytes = sections.known[SECTION_DEVICE_STATE]->bytes;
     if (r < 0) {
         snapshot_done(&snapshot);
         return r;

@@ -51,11 +51,11 @@ struct snapshot {
     uint32_t layer_count;
     struct image_map maps[IMAGE_KINDS];
     void *device_state; /* NULL: disk only; then there is no memory map either */
-    size_t device_state_bytes;
+    size_t device_state_bytes; /* known from the head, too */
 };
 void snapshot_done(struct snapshot *snapshot);
 
-/* It can only be booted from. Also for what manifest_decode_head gave. */
+/* It can only be booted from. */
 bool snapshot_is_disk_only(const struct snapshot *snapshot);
 
 /* Index of a layer in the table, which is added if it isn't there yet. */

@@ -14,6 +14,11 @@ void snapshot_done(struct snapshot *snapshot)
     *snapshot = (struct snapshot){0};
 }
 
+bool snapshot_is_disk_only(const struct snapshot *snapshot)
+{
+    return snapshot->device_state_bytes == 0;
+}
+
 int snapshot_add_layer(struct snapshot *snapshot, const char *id, uint64_t bytes, uint32_t *ret_index,
                        struct error *err)
 {
