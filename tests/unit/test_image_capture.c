@@ -526,6 +526,27 @@ static void a_process_that_is_gone_fails_the_capture(void **state)
     }
 }
 
+/* To a walk, a process that ended looks like one that has nothing of its own; only the check tells. */
+static void an_address_space_that_is_gone_is_noticed(void **state)
+{
+    (void)state;
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    struct guest guest;
+    start_simple_guest(100, &guest);
+    CLEANUP_CLOSE int pagemap = page_map_open(guest.pid, &err);
+    assert_true(pagemap >= 0);
+    bool use_scan = page_scan_supported(pagemap);
+    assert_int_equal(page_map_check(pagemap, &err), 0);
+    kill_guest(&guest);
+    struct page_walk walk;
+    struct page_run run;
+    page_walk_init(&walk, pagemap, PAGES_PRIVATE, use_scan, guest.ranges[0].address, guest.ranges[0].length);
+    assert_true(page_walk_next(&walk, &run, &err) <= 0);
+    assert_int_equal(page_map_check(pagemap, &err), -ESRCH);
+    page_walk_init(&walk, pagemap, PAGES_PRIVATE, false, guest.ranges[0].address, guest.ranges[0].length);
+    assert_int_equal(page_walk_next(&walk, &run, &err), -ESRCH);
+}
+
 struct killer {
     pid_t pid;
     int64_t delay_ns;
@@ -751,6 +772,7 @@ int main(void)
         UNIT_TEST(memory_is_bounded_whatever_the_guest),
         UNIT_TEST(a_full_disk_fails_the_capture),
         UNIT_TEST(a_process_that_is_gone_fails_the_capture),
+        UNIT_TEST(an_address_space_that_is_gone_is_noticed),
         UNIT_TEST(a_process_that_goes_meanwhile_is_never_half_captured),
         UNIT_TEST(memory_beyond_the_image_is_refused),
         UNIT_TEST(a_parent_that_fails_fails_the_capture),
