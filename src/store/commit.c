@@ -197,6 +197,7 @@ static int publish(const struct snapshot_writer *writer, bool *ret_visible, stru
     if (rename(writer->directory, final) < 0)
         return error_errno(err, "cannot rename %s", writer->directory);
     *ret_visible = true;
+    atomic_fetch_add(&writer->layers.store->changes, 1);
     int r = store_sync(snapshots, err);
     if (r < 0 && rename(final, writer->directory) < 0)
         return error_wrap(err, r, "a snapshot that couldn't be committed remains in %s", final);

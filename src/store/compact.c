@@ -266,6 +266,7 @@ static int replace_manifest(struct store *store, const char *id, const void *byt
         return r;
     }
     *ret_replaced = true;
+    atomic_fetch_add(&store->changes, 1);
     return store_sync(directory, err);
 }
 

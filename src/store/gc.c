@@ -139,9 +139,23 @@ void id_set_sort(struct id_set *set)
         qsort(set->ids, set->count, sizeof(*set->ids), compare_ids);
 }
 
+static char (*find_id(const struct id_set *set, const char *id))[LAYER_ID_LENGTH + 1]
+{
+    return set->count > 0 ? bsearch(id, set->ids, set->count, sizeof(*set->ids), compare_ids) : NULL;
+}
+
 bool id_set_has(const struct id_set *set, const char *id)
 {
-    return set->count > 0 && bsearch(id, set->ids, set->count, sizeof(*set->ids), compare_ids) != NULL;
+    return find_id(set, id) != NULL;
+}
+
+bool id_set_has_twice(const struct id_set *set, const char *id)
+{
+    char(*found)[LAYER_ID_LENGTH + 1] = find_id(set, id);
+    if (found == NULL)
+        return false;
+    return (found > set->ids && strcmp(found[-1], id) == 0) ||
+           (found + 1 < set->ids + set->count && strcmp(found[1], id) == 0);
 }
 
 struct marking {

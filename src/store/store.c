@@ -141,6 +141,7 @@ int store_open(const char *data_directory, struct store **ret, struct error *err
     pthread_mutex_init(&store->lock, NULL);
     pthread_mutex_init(&store->gc_lock, NULL);
     pthread_mutex_init(&store->compact_lock, NULL);
+    pthread_mutex_init(&store->usage_lock, NULL);
     store->data = store_path(err, "%s", data_directory);
     store->layers = store_path(err, "%s/" STORE_DIRECTORY_LAYERS, data_directory);
     store->snapshots = store_path(err, "%s/" STORE_DIRECTORY_SNAPSHOTS, data_directory);
@@ -163,6 +164,8 @@ void store_close(struct store *store)
     pthread_mutex_destroy(&store->lock);
     pthread_mutex_destroy(&store->gc_lock);
     pthread_mutex_destroy(&store->compact_lock);
+    pthread_mutex_destroy(&store->usage_lock);
+    store_forget_usage(store);
     free(store->data);
     free(store->layers);
     free(store->snapshots);
@@ -278,6 +281,7 @@ static int take_name(struct store *store, const char *id, const char *doomed, st
         return r;
     if (rename(directory, doomed) < 0)
         return error_errno(err, "cannot remove snapshot %s", id);
+    atomic_fetch_add(&store->changes, 1);
     return store_sync(store->snapshots, err);
 }
 
@@ -346,12 +350,14 @@ int store_keep_working_set(struct store *store, const char *id, const char *vm_d
     CLEANUP_FREE char *from = store_path(err, "%s/" STORE_FILE_WORKING_SET, vm_directory);
     if (from == NULL)
         return -ENOMEM;
+    /* Nothing may get into a directory that is being removed. */
+    pthread_mutex_lock(&store->lock);
     CLEANUP_CLOSE int fd = open_snapshot(store, id, err);
-    if (fd < 0)
-        return fd;
-    if (linkat(AT_FDCWD, from, fd, STORE_FILE_WORKING_SET, 0) < 0 && errno != EEXIST)
-        return error_errno(err, "cannot keep the working set of snapshot %s", id);
-    return 0;
+    int r = fd < 0 ? fd : 0;
+    if (r == 0 && linkat(AT_FDCWD, from, fd, STORE_FILE_WORKING_SET, 0) < 0 && errno != EEXIST)
+        r = error_errno(err, "cannot keep the working set of snapshot %s", id);
+    pthread_mutex_unlock(&store->lock);
+    return r;
 }
 
 int store_link_disk_manifest(struct store *store, const char *id, const char *vm_directory, struct error *err)

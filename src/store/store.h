@@ -7,7 +7,8 @@
  * `snapshots` or `vms` names; store_compact bounds what reading an image costs.
  *
  * A snapshot is complete or absent, whenever the process or the host dies. Snapshots can be removed while VMs made
- * from them run: a VM directory holds links to the manifest and the kernel, so gc leaves its layers.
+ * from them run: a VM directory holds links to the manifest and the kernel, so gc leaves its layers. VM directories
+ * are those in DATA/vms; they must not be renamed while they hold a manifest.
  *
  * Threads: all functions may be called from any thread. gc waits for commits under way and the other way round only
  * for the moments in which names change. One process at a time: the directory is locked. Errors: negative errno;
@@ -53,7 +54,7 @@ int store_load(struct store *store, const char *id, struct snapshot *ret, struct
 struct snapshot_usage {
     uint64_t image_bytes[IMAGE_KINDS]; /* pages in its maps, bytes before compression */
     uint64_t stored_bytes;             /* of its layers, as files: shared ones included */
-    uint64_t own_bytes;                /* of layers that no other snapshot names */
+    uint64_t own_bytes;                /* of layers that no other snapshot names, as far as they can be read */
 };
 int store_usage(struct store *store, const char *id, struct snapshot_usage *ret, struct error *err);
 int store_remove(struct store *store, const char *id, struct error *err);
@@ -120,8 +121,8 @@ int store_statistics(struct store *store, struct store_statistics *ret, struct e
 int store_verify(struct store *store, const char *id, struct error *err);
 
 /*
- * What a verification of several snapshots has found of their layers, so that each is read once. One thread; freed by
- * layer_findings_free.
+ * What a verification of several snapshots has found of their layers, so that each is read once. One thread; freed
+ * by layer_findings_free.
  */
 struct layer_findings;
 int layer_findings_new(struct layer_findings **ret, struct error *err);

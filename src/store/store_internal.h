@@ -8,6 +8,7 @@
 #define DORMOUSE_STORE_INTERNAL_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "store/store.h"
@@ -20,6 +21,7 @@
 #define STORE_DIRECTORY_VMS       "vms"
 
 struct held_layer;
+struct id_set;
 
 struct store {
     char *data;      /* path of the data directory */
@@ -32,8 +34,12 @@ struct store {
     pthread_mutex_t lock;
     bool collecting;
     struct held_layer *held;
+    atomic_ulong changes;         /* counts snapshots committed, removed and compacted */
     pthread_mutex_t gc_lock;      /* one gc at a time */
     pthread_mutex_t compact_lock; /* one compaction at a time */
+    pthread_mutex_t usage_lock;   /* guards what follows */
+    struct id_set *named;         /* layers of all snapshots, an id for each that names it; NULL: not known */
+    unsigned long named_changes;  /* as of then */
 };
 
 /* NULL when memory runs out. */
@@ -82,6 +88,10 @@ void id_set_done(struct id_set *set);
 int id_set_add_layers(struct id_set *set, const struct snapshot *snapshot, struct error *err);
 void id_set_sort(struct id_set *set);
 bool id_set_has(const struct id_set *set, const char *id);
+bool id_set_has_twice(const struct id_set *set, const char *id);
+
+/* Forgets who names which layer. */
+void store_forget_usage(struct store *store);
 
 /* Every layer that a manifest in `snapshots` or `vms` names, sorted; fails if one of them can't be read. */
 int store_needed_layers(struct store *store, struct id_set *ret, struct error *err);

@@ -1,6 +1,7 @@
 /* usage.c: what snapshots and layers occupy. */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -14,43 +15,73 @@ static uint64_t count_image_bytes(const struct image_map *map)
     return pages * IMAGE_PAGE_BYTES;
 }
 
-/* Layers that the snapshots other than `id` name, sorted. A damaged one stands in nobody's way here. */
-static int collect_others(struct store *store, const char *id, struct id_set *ret, struct error *err)
+void store_forget_usage(struct store *store)
 {
-    CLEANUP(id_set_done) struct id_set others = {0};
+    if (store->named != NULL)
+        id_set_done(store->named);
+    free(store->named);
+    store->named = NULL;
+}
+
+/* A damaged snapshot stands in nobody's way here. */
+static int collect_named(struct store *store, struct id_set *set, struct error *err)
+{
     char **ids = NULL;
     int r = store_list(store, &ids, err);
-    for (size_t i = 0; r == 0 && ids[i] != NULL; i++) {
-        CLEANUP(snapshot_done) struct snapshot head = {0};
-        if (strcmp(ids[i], id) != 0 && store_read(store, ids[i], &head, NULL) == 0)
-            r = id_set_add_layers(&others, &head, err);
-    }
-    store_list_done(ids);
     if (r < 0)
         return r;
-    id_set_sort(&others);
-    *ret = others;
-    others = (struct id_set){0};
-    return 0;
+    for (size_t i = 0; r == 0 && ids[i] != NULL; i++) {
+        CLEANUP(snapshot_done) struct snapshot head = {0};
+        if (store_read(store, ids[i], &head, NULL) == 0)
+            r = id_set_add_layers(set, &head, err);
+    }
+    store_list_done(ids);
+    id_set_sort(set);
+    return r;
+}
+
+/* Reads all snapshots once for any number of questions; under usage_lock. */
+static int know_named(struct store *store, struct error *err)
+{
+    unsigned long changes = atomic_load(&store->changes);
+    if (store->named != NULL && store->named_changes == changes)
+        return 0;
+    store_forget_usage(store);
+    store->named = calloc(1, sizeof(*store->named));
+    if (store->named == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    store->named_changes = changes;
+    int r = collect_named(store, store->named, err);
+    if (r < 0)
+        store_forget_usage(store);
+    return r;
+}
+
+static int count_layers(struct store *store, const struct snapshot *snapshot, struct snapshot_usage *usage,
+                        struct error *err)
+{
+    pthread_mutex_lock(&store->usage_lock);
+    int r = know_named(store, err);
+    for (uint32_t i = 0; r == 0 && i < snapshot->layer_count; i++) {
+        usage->stored_bytes += snapshot->layers[i].bytes;
+        if (!id_set_has_twice(store->named, snapshot->layers[i].id))
+            usage->own_bytes += snapshot->layers[i].bytes;
+    }
+    pthread_mutex_unlock(&store->usage_lock);
+    return r;
 }
 
 int store_usage(struct store *store, const char *id, struct snapshot_usage *ret, struct error *err)
 {
     CLEANUP(snapshot_done) struct snapshot snapshot = {0};
-    CLEANUP(id_set_done) struct id_set others = {0};
+    struct snapshot_usage usage = {0};
     int r = store_load(store, id, &snapshot, err);
     if (r == 0)
-        r = collect_others(store, id, &others, err);
+        r = count_layers(store, &snapshot, &usage, err);
     if (r < 0)
         return r;
-    struct snapshot_usage usage = {0};
     for (enum image_kind kind = 0; kind < IMAGE_KINDS; kind++)
         usage.image_bytes[kind] = count_image_bytes(&snapshot.maps[kind]);
-    for (uint32_t i = 0; i < snapshot.layer_count; i++) {
-        usage.stored_bytes += snapshot.layers[i].bytes;
-        if (!id_set_has(&others, snapshot.layers[i].id))
-            usage.own_bytes += snapshot.layers[i].bytes;
-    }
     *ret = usage;
     return 0;
 }

@@ -121,10 +121,8 @@ static void a_vm_outlives_its_snapshot(void **state)
     struct model model;
     open_world(*state, &world);
     CLEANUP_FREE char *id = commit_first(&world, 1, &model);
-    CLEANUP_FREE char *hint = world_path(&world, "snapshots/%s/working-set", id);
-    put_file(hint, "hint", 4);
     CLEANUP_FREE char *vm = materialize(&world, id, "child");
-    assert_int_equal(count_names(&world, "vms/child"), 4);
+    assert_int_equal(count_names(&world, "vms/child"), 3);
     assert_int_equal(store_remove(world.store, id, NULL), 0);
     collect(&world, 0);
     /* What it is made of can still be read, and committed under another name. */
@@ -141,6 +139,36 @@ static void a_vm_outlives_its_snapshot(void **state)
     check(&world, snapshot.manifest.id, &model);
     assert_int_equal(store_remove(world.store, snapshot.manifest.id, NULL), 0);
     collect(&world, 2);
+    close_world(&world);
+}
+
+static void a_working_set_is_kept_and_handed_down(void **state)
+{
+    struct world world;
+    struct model model;
+    open_world(*state, &world);
+    CLEANUP_FREE char *id = commit_first(&world, 1, &model);
+    CLEANUP_FREE char *hint = unit_path(world.vm, STORE_FILE_WORKING_SET);
+    assert_false(store_has_working_set(world.store, id));
+    assert_int_equal(store_keep_working_set(world.store, id, world.vm, NULL), -ENOENT);
+    put_file(hint, "first", 5);
+    assert_int_equal(store_keep_working_set(world.store, id, world.vm, NULL), 0);
+    assert_true(store_has_working_set(world.store, id));
+    /* The first stays. */
+    assert_int_equal(unlink(hint), 0);
+    put_file(hint, "second", 6);
+    assert_int_equal(store_keep_working_set(world.store, id, world.vm, NULL), 0);
+    CLEANUP_FREE char *vm = materialize(&world, id, "child");
+    static const char *const names[] = {STORE_FILE_WORKING_SET, STORE_FILE_INHERITED_SET};
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        CLEANUP_FREE char *path = unit_path(vm, names[i]);
+        CLEANUP_FREE char *text = NULL;
+        assert_int_equal(io_read_file(path, 100, &text, NULL), 0);
+        assert_string_equal(text, "first");
+    }
+    assert_int_equal(store_remove(world.store, id, NULL), 0);
+    assert_int_equal(store_keep_working_set(world.store, id, world.vm, NULL), -ENOENT);
+    assert_false(store_has_working_set(world.store, id));
     close_world(&world);
 }
 
@@ -282,6 +310,34 @@ static void a_missing_layer_is_named_and_hurts_nobody_else(void **state)
     assert_int_equal(store_usage(world.store, good, &usage, NULL), 0);
     assert_int_equal(store_remove(world.store, bad, NULL), 0);
     collect(&world, 1);
+    close_world(&world);
+}
+
+static void shared_layers_are_verified_once(void **state)
+{
+    struct world world;
+    struct model model;
+    uint32_t seed = 3;
+    open_world(*state, &world);
+    CLEANUP_FREE char *id = commit_first(&world, 1, &model);
+    struct model changed = model;
+    model_change(&changed, 5, &seed);
+    CLEANUP_FREE char *child = commit(&world, id, &model, &changed);
+    struct layer_findings *findings = NULL;
+    assert_int_equal(layer_findings_new(&findings, NULL), 0);
+    assert_int_equal(store_verify_with(world.store, id, findings, NULL), 0);
+    assert_int_equal(layer_findings_count(findings), 2);
+    assert_int_equal(store_verify_with(world.store, child, findings, NULL), 0);
+    assert_int_equal(layer_findings_count(findings), 4);
+    layer_findings_free(findings);
+
+    /* Damage is found again for each snapshot that has it. */
+    CLEANUP_FREE char *path = layer_path(&world, id, 0);
+    flip(path, 100);
+    assert_int_equal(layer_findings_new(&findings, NULL), 0);
+    assert_int_equal(store_verify_with(world.store, id, findings, NULL), -EBADMSG);
+    assert_int_equal(store_verify_with(world.store, child, findings, NULL), -EBADMSG);
+    layer_findings_free(findings);
     close_world(&world);
 }
 
@@ -515,11 +571,13 @@ int main(void)
         UNIT_TEST(an_incomplete_snapshot_is_not_committed),
         UNIT_TEST(layers_that_hold_nothing_are_left_out),
         UNIT_TEST(a_vm_outlives_its_snapshot),
+        UNIT_TEST(a_working_set_is_kept_and_handed_down),
         UNIT_TEST(a_disk_manifest_keeps_layers),
         UNIT_TEST(gc_leaves_what_is_being_written),
         UNIT_TEST(a_commit_on_layers_that_are_gone_fails),
         UNIT_TEST(verify_finds_every_flipped_byte),
         UNIT_TEST(a_missing_layer_is_named_and_hurts_nobody_else),
+        UNIT_TEST(shared_layers_are_verified_once),
         UNIT_TEST(verify_finds_slots_that_are_not_there),
         UNIT_TEST(a_damaged_manifest_stops_gc),
         UNIT_TEST(another_snapshots_manifest_is_refused),
