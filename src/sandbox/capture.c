@@ -117,6 +117,7 @@ static int load_parents(struct capture_job *job, struct error *err)
         r = manifest_read(path, &origin, err);
     if (r == 0)
         r = describe(job, &origin.manifest, err);
+    job->parents[IMAGE_MEMORY].pages = job->snapshot.manifest.memory_bytes / IMAGE_PAGE_BYTES;
     if (r == 0 && job->extent == CAPTURE_ALL && !job->sandbox->fresh_memory)
         r = adopt_map(job, &origin, IMAGE_MEMORY, err);
     if (r < 0)
