@@ -112,6 +112,8 @@ static int check_sections(struct sections *sections, uint64_t file_bytes, struct
         sections->known[SECTION_DISK_MAP] == NULL ||
         (sections->known[SECTION_MEMORY_MAP] == NULL) != (sections->known[SECTION_DEVICE_STATE] == NULL))
         return damaged(err, "a section is missing");
+    if (sections->known[SECTION_DEVICE_STATE] != NULL && sections->known[SECTION_DEVICE_STATE]->bytes == 0)
+        return damaged(err, "its device state is empty");
     return 0;
 }
 

@@ -56,6 +56,8 @@ static int check_images(const struct snapshot *snapshot, struct error *err)
         r = check_map(snapshot, IMAGE_MEMORY, snapshot->manifest.memory_bytes, err);
     else if (snapshot->maps[IMAGE_MEMORY].count > 0)
         r = error_set(err, EINVAL, "a snapshot without device state can't have memory");
+    if (r == 0 && (snapshot->device_state == NULL) != (snapshot->device_state_bytes == 0))
+        r = error_set(err, EINVAL, "the device state has bytes if and only if it is there");
     if (r == 0 && snapshot->device_state_bytes > DEVICE_STATE_MAX)
         r = error_set(err, E2BIG, "the device state has %zu bytes, more than %u", snapshot->device_state_bytes,
                       DEVICE_STATE_MAX);

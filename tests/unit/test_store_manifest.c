@@ -28,6 +28,7 @@ static struct snapshot make_snapshot(bool with_memory)
                                              .vmm = strdup("qemu 7.2.22"),
                                              .accelerator = strdup("tcg"),
                                              .kernel = strdup("6.1.0-56"),
+                                             .disk_consistency = strdup(with_memory ? "" : "frozen"),
                                              .machine_revision = 3,
                                              .cpus = 2,
                                              .memory_bytes = MEMORY_PAGES * (uint64_t)IMAGE_PAGE_BYTES,
@@ -67,6 +68,8 @@ static void assert_same_head(const struct snapshot *a, const struct snapshot *b)
     assert_string_equal(a->manifest.vmm, b->manifest.vmm);
     assert_string_equal(a->manifest.accelerator, b->manifest.accelerator);
     assert_string_equal(a->manifest.kernel, b->manifest.kernel);
+    assert_string_equal(a->manifest.disk_consistency, b->manifest.disk_consistency);
+    assert_true(snapshot_is_disk_only(a) == snapshot_is_disk_only(b));
     assert_int_equal(a->manifest.machine_revision, b->manifest.machine_revision);
     assert_int_equal(a->manifest.cpus, b->manifest.cpus);
     assert_true(a->manifest.memory_bytes == b->manifest.memory_bytes);
@@ -266,7 +269,7 @@ static void the_section_table_is_not_believed(void **state)
     FORGERY(SECTION(SECTION_LAYERS)->bytes, 33, -EBADMSG);
     FORGERY(SECTION(SECTION_MEMORY_MAP)->bytes, 17, -EBADMSG);
     FORGERY(SECTION(SECTION_DESCRIPTION)->bytes, 0, -EBADMSG);
-    FORGERY(SECTION(SECTION_DEVICE_STATE)->bytes, 0, 0);
+    FORGERY(SECTION(SECTION_DEVICE_STATE)->bytes, 0, -EBADMSG);
 
     /* Without a section: of an unknown kind, that may or may not be ignored. */
     static const enum manifest_section_kind needed[] = {SECTION_DESCRIPTION, SECTION_LAYERS, SECTION_DISK_MAP,
@@ -354,7 +357,7 @@ static void the_description_is_checked(void **state)
     (void)state;
 #define TEXTS                                                                                                      \
     "\"id\":\"a\",\"parent\":\"\",\"sandbox\":\"\",\"template\":\"\",\"vmm\":\"\",\"accelerator\":\"\","           \
-    "\"kernel\":\"\""
+    "\"kernel\":\"\",\"disk_consistency\":\"\""
 #define NUMBERS "\"cpus\":1,\"memory_bytes\":4096,\"disk_bytes\":0,\"created_ns\":0"
     assert_int_equal(decode_description("{" TEXTS "," NUMBERS ",\"machine_revision\":1}"), 0);
     assert_int_equal(decode_description("{" TEXTS "," NUMBERS ",\"machine_revision\":1,\"new\":[]}"), 0);
@@ -379,7 +382,7 @@ static void the_description_is_checked(void **state)
 static void what_could_not_be_read_is_not_encoded(void **state)
 {
     (void)state;
-    for (int attempt = 0; attempt < 7; attempt++) {
+    for (int attempt = 0; attempt < 8; attempt++) {
         CLEANUP(snapshot_done) struct snapshot snapshot = make_snapshot(attempt != 2);
         if (attempt == 0)
             snapshot.manifest.cpus = 0;
@@ -393,8 +396,10 @@ static void what_could_not_be_read_is_not_encoded(void **state)
             snapshot.maps[IMAGE_DISK].extents[0].layer = 3;
         else if (attempt == 5)
             snapshot.layers[1].id[0] = '.';
-        else
+        else if (attempt == 6)
             snapshot.manifest.disk_bytes++;
+        else
+            snapshot.device_state_bytes = 0;
         void *bytes = NULL;
         size_t length;
         CLEANUP_ERROR struct error err = ERROR_INIT;
