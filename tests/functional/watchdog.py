@@ -26,7 +26,9 @@ DEATH_SECONDS = 20
 
 
 def data_directories(directory):
-    return [path.parent for pattern in ("*/instance", "*/*/instance") for path in Path(directory).glob(pattern)]
+    # A mount whose server is dead can't be looked into: isfile() then says no, where glob() would raise.
+    paths = [path for pattern in ("*", "*/*") for path in Path(directory).glob(pattern)]
+    return [path for path in paths if os.path.isfile(path / "instance")]
 
 
 def marks(directory):
