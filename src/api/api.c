@@ -12,8 +12,8 @@
 #include "api/reply.h"
 #include "base/io.h"
 
-static const struct api_route *const tables[] = {native_sandbox_routes, native_template_routes, e2b_sandbox_routes,
-                                                 e2b_template_routes};
+static const struct api_route *const tables[] = {native_sandbox_routes, native_template_routes, native_store_routes,
+                                                 e2b_sandbox_routes, e2b_template_routes};
 
 static bool authorised(struct api *api, struct http_request *request)
 {

@@ -45,6 +45,7 @@ struct api_route {
 /* Tables end with an empty entry. */
 extern const struct api_route native_sandbox_routes[];
 extern const struct api_route native_template_routes[];
+extern const struct api_route native_store_routes[];
 extern const struct api_route e2b_sandbox_routes[];
 extern const struct api_route e2b_template_routes[];
 

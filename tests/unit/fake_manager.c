@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,9 @@
 #include "base/io.h"
 
 #define SANDBOXES_MAX 64
+
+sem_t fake_verifying;
+sem_t fake_cancelled;
 
 struct manager {
     pthread_mutex_t lock;
@@ -408,8 +412,22 @@ int manager_template_remove(struct manager *manager, const char *name_or_id, str
 
 static void base_snapshot(struct snapshot_info *ret)
 {
-    *ret = (struct snapshot_info){copy("s0base"),      copy(""), copy("t0base"), copy(""), true, 1, 512,
-                                  clock_realtime_ns(), 80 << 20, 1 << 20,        4096};
+    *ret = (struct snapshot_info){
+        .id = copy("s0base"),
+        .sandbox_id = copy(""),
+        .template_id = copy("t0base"),
+        .parent_id = copy(""),
+        .in_use = true,
+        .cpus = 1,
+        .memory_mib = 512,
+        .created_ns = clock_realtime_ns(),
+        .memory_bytes = 80 << 20,
+        .disk_bytes = 1 << 20,
+        .state_bytes = 4096,
+        .stored_bytes = 30 << 20,
+        .own_bytes = 10 << 20,
+        .layers = 2,
+    };
 }
 
 void snapshot_info_done(struct snapshot_info *info)
@@ -455,8 +473,172 @@ int manager_snapshot_remove(struct manager *manager, const char *id_or_prefix, s
     return error_set(err, EBUSY, "snapshot %s is needed by template base", id_or_prefix);
 }
 
-const char *sandbox_state_name(enum sandbox_state state)
+static int check_snapshot(const char *id_or_prefix, struct error *err)
 {
-    static const char *const names[] = {"creating", "running", "pausing", "paused", "resuming", "killed", "lost"};
-    return names[state];
+    if (strncmp("s0base", id_or_prefix, strlen(id_or_prefix)) != 0)
+        return error_set(err, ENOENT, "no snapshot \"%s\"", id_or_prefix);
+    return 0;
+}
+
+void snapshot_inspection_done(struct snapshot_inspection *inspection)
+{
+    snapshot_info_done(&inspection->info);
+    free(inspection->vmm);
+    free(inspection->accelerator);
+    free(inspection->kernel);
+    free(inspection->sections);
+    for (size_t i = 0; i < inspection->layer_count; i++) {
+        free(inspection->layers[i].id);
+        free(inspection->layers[i].problem);
+    }
+    free(inspection->layers);
+}
+
+/* Two layers, the second of which can't be opened, and a section of a kind from the future. */
+int manager_snapshot_inspect(struct manager *manager, const char *id_or_prefix, struct snapshot_inspection *ret,
+                             struct error *err)
+{
+    (void)manager;
+    int r = check_snapshot(id_or_prefix, err);
+    if (r < 0)
+        return r;
+    *ret = (struct snapshot_inspection){
+        .vmm = copy("qemu 7.2"),
+        .accelerator = copy("tcg"),
+        .kernel = copy("6.1"),
+        .machine_revision = 1,
+        .manifest_bytes = 512,
+        .sections = calloc(2, sizeof(*ret->sections)),
+        .section_count = 2,
+        .layers = calloc(2, sizeof(*ret->layers)),
+        .layer_count = 2,
+        .memory = {.pages = 131072, .mapped_pages = 5, .extents = 2},
+        .disk = {.pages = 524288},
+        .working_set = {.present = true, .runs = 3, .pages = 7},
+    };
+    if (ret->sections == NULL || ret->layers == NULL)
+        abort();
+    base_snapshot(&ret->info);
+    ret->sections[0] = (struct inspected_section){.kind = 1, .offset = 128, .bytes = 300};
+    ret->sections[1] = (struct inspected_section){.kind = 99, .ignorable = true, .offset = 428, .bytes = 84};
+    ret->layers[0] = (struct inspected_layer){
+        .id = copy("l0"), .bytes = 4096, .frames = 2, .frame_pages = 4, .pages = 6, .memory_pages = 4};
+    ret->layers[1] =
+        (struct inspected_layer){.id = copy("l1"), .bytes = 99, .memory_pages = 1, .problem = copy("missing")};
+    return 0;
+}
+
+void store_verification_done(struct store_verification *verification)
+{
+    for (size_t i = 0; i < verification->damaged_count; i++) {
+        free(verification->damaged[i].id);
+        free(verification->damaged[i].reason);
+        free(verification->damaged[i].remedy);
+    }
+    free(verification->damaged);
+}
+
+/* The store as a whole has a damaged snapshot; s0base is sound; "s0" alone lasts until it is cancelled. */
+int manager_verify(struct manager *manager, const char *id_or_prefix, cancel_function cancel, void *context,
+                   struct store_verification *ret, struct error *err)
+{
+    (void)manager;
+    int r = id_or_prefix != NULL ? check_snapshot(id_or_prefix, err) : 0;
+    if (r < 0)
+        return r;
+    if (id_or_prefix != NULL && strcmp(id_or_prefix, FAKE_ENDLESS_SNAPSHOT) == 0) {
+        sem_post(&fake_verifying);
+        while (!cancel(context))
+            sched_yield();
+        sem_post(&fake_cancelled);
+        return error_set(err, ECANCELED, "cancelled");
+    }
+    *ret = (struct store_verification){.snapshots = 1, .layers = 2, .layer_bytes = 4195};
+    if (id_or_prefix != NULL)
+        return 0;
+    ret->damaged = calloc(1, sizeof(*ret->damaged));
+    if (ret->damaged == NULL)
+        abort();
+    ret->damaged[0] = (struct snapshot_damage){copy("s1"), copy("frame 3 of l1"), copy("remove it")};
+    ret->damaged_count = 1;
+    return 0;
+}
+
+void snapshot_difference_done(struct snapshot_difference *difference)
+{
+    free(difference->ids[0]);
+    free(difference->ids[1]);
+    free(difference->memory.ranges);
+    free(difference->disk.ranges);
+}
+
+int manager_snapshot_diff(struct manager *manager, const char *const ids_or_prefixes[2], size_t ranges_max,
+                          cancel_function cancel, void *context, struct snapshot_difference *ret, struct error *err)
+{
+    (void)manager;
+    int r = check_snapshot(ids_or_prefixes[0], err);
+    if (r == 0)
+        r = check_snapshot(ids_or_prefixes[1], err);
+    if (r == 0 && cancel(context))
+        r = error_set(err, ECANCELED, "cancelled");
+    if (r < 0)
+        return r;
+    *ret = (struct snapshot_difference){
+        .ids = {copy("s0base"), copy("s0base")},
+        .memory = {.pages = {8, 8}, .read_pages = 4, .different_pages = 3, .ranges_cut = ranges_max == 0},
+    };
+    ret->memory.ranges = calloc(1, sizeof(*ret->memory.ranges));
+    if (ret->memory.ranges == NULL)
+        abort();
+    ret->memory.ranges[0] = (struct page_range){2, 3};
+    ret->memory.range_count = MIN(ranges_max, 1U);
+    return 0;
+}
+
+void snapshot_compaction_done(struct snapshot_compaction *compaction)
+{
+    free(compaction->id);
+}
+
+int manager_snapshot_compact(struct manager *manager, const char *id_or_prefix, struct snapshot_compaction *ret,
+                             struct error *err)
+{
+    (void)manager;
+    int r = check_snapshot(id_or_prefix, err);
+    if (r == 0)
+        *ret = (struct snapshot_compaction){copy("s0base"), true, {17, 8}, {40, 20}, {900, 800}};
+    return r;
+}
+
+int manager_snapshot_disk(struct manager *manager, const char *id_or_prefix, char **ret_id, char **ret_path,
+                          struct error *err)
+{
+    (void)manager;
+    int r = check_snapshot(id_or_prefix, err);
+    if (r < 0)
+        return r;
+    *ret_id = copy("s0base");
+    *ret_path = copy("/data/images/disk/s0base");
+    return 0;
+}
+
+void store_report_done(struct store_report *report)
+{
+    json_decref(report->image_server);
+}
+
+int manager_store_report(struct manager *manager, struct store_report *ret, struct error *err)
+{
+    (void)manager;
+    (void)err;
+    *ret = (struct store_report){1, 2, 4195, 99, 8192, json_pack("{s:i}", "misses", 5)};
+    return 0;
+}
+
+int manager_store_gc(struct manager *manager, struct store_collection *ret, struct error *err)
+{
+    (void)manager;
+    (void)err;
+    *ret = (struct store_collection){1, 99};
+    return 0;
 }

@@ -7,9 +7,18 @@
 #ifndef DORMOUSE_TESTS_FAKE_MANAGER_H
 #define DORMOUSE_TESTS_FAKE_MANAGER_H
 
+#include <semaphore.h>
+
 #include "sandbox/manager.h"
 
 #define FAKE_API_KEY      "e2b_0123456789abcdef0123456789abcdef01234567"
 #define FAKE_TOKEN_PREFIX "token-" /* the sandbox's id follows */
+
+/* The prefix of snapshot "s0base" by which its verification ends only when it is cancelled. */
+#define FAKE_ENDLESS_SNAPSHOT "s0b"
+
+/* Posted when that begins, and when it was cancelled; initialised by whoever waits for them. */
+extern sem_t fake_verifying;
+extern sem_t fake_cancelled;
 
 #endif

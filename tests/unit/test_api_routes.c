@@ -56,8 +56,8 @@ static void test_documented(void **state)
     CLEANUP_STRBUF struct strbuf operations = STRBUF_INIT;
     size_t documented = read_operations(yaml, &operations);
 
-    const struct api_route *const tables[] = {native_sandbox_routes, native_template_routes, e2b_sandbox_routes,
-                                              e2b_template_routes};
+    const struct api_route *const tables[] = {native_sandbox_routes, native_template_routes, native_store_routes,
+                                              e2b_sandbox_routes, e2b_template_routes};
     size_t served = 0;
     for (size_t i = 0; i < ARRAY_SIZE(tables); i++) {
         for (const struct api_route *route = tables[i]; route->method != NULL; route++) {

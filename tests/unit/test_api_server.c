@@ -4,6 +4,7 @@
 #include <jansson.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "api/http.h"
@@ -430,6 +431,95 @@ static void test_keep_alive(void **state)
     }
 }
 
+static void test_store(void **state)
+{
+    (void)state;
+    json_t *json = call("GET", "/dormouse/v1/store", NULL, 200);
+    assert_int_equal(json_integer_value(json_object_get(json, "unreachable_bytes")), 99);
+    json_t *server = json_object_get(json, "image_server");
+    assert_int_equal(json_integer_value(json_object_get(server, "misses")), 5);
+    json_decref(json);
+    json = call("POST", "/dormouse/v1/store/gc", NULL, 200);
+    assert_int_equal(json_integer_value(json_object_get(json, "bytes_removed")), 99);
+    json_decref(json);
+    json = call("POST", "/dormouse/v1/store/verify", NULL, 200);
+    json_t *damaged = json_object_get(json, "damaged");
+    assert_int_equal(json_array_size(damaged), 1);
+    assert_text(json_array_get(damaged, 0), "reason", "frame 3 of l1");
+    json_decref(json);
+    expect("GET", "/dormouse/v1/store/gc", NULL, 405);
+}
+
+static void test_snapshot_tools(void **state)
+{
+    (void)state;
+    json_t *json = call("GET", "/dormouse/v1/snapshots/s0base/inspect", NULL, 200);
+    assert_text(json_object_get(json, "snapshot"), "id", "s0base");
+    json_t *sections = json_object_get(json_object_get(json, "manifest"), "sections");
+    assert_text(json_array_get(sections, 0), "name", "description");
+    assert_true(json_is_null(json_object_get(json_array_get(sections, 1), "name")));
+    json_t *broken = json_array_get(json_object_get(json, "layers"), 1);
+    assert_text(broken, "problem", "missing");
+    assert_true(json_is_null(json_object_get(broken, "frames")));
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(json, "working_set"), "pages")), 7);
+    json_decref(json);
+
+    json = call("POST", "/dormouse/v1/snapshots/s0base/verify", NULL, 200);
+    assert_int_equal(json_array_size(json_object_get(json, "damaged")), 0);
+    json_decref(json);
+    json = call("POST", "/dormouse/v1/snapshots/s0/compact", NULL, 200);
+    assert_true(json_is_true(json_object_get(json, "compacted")));
+    assert_int_equal(json_integer_value(json_array_get(json_object_get(json, "layers"), 1)), 8);
+    json_decref(json);
+
+    json = call("GET", "/dormouse/v1/snapshots/s0/diff/s0base?ranges=5", NULL, 200);
+    json_t *memory = json_object_get(json, "memory");
+    assert_int_equal(json_integer_value(json_object_get(memory, "different_bytes")), 3 * 4096);
+    json_t *range = json_array_get(json_object_get(memory, "ranges"), 0);
+    assert_int_equal(json_integer_value(json_object_get(range, "page")), 2);
+    assert_int_equal(json_integer_value(json_object_get(range, "count")), 3);
+    json_decref(json);
+    json = call("GET", "/dormouse/v1/snapshots/s0/diff/s0base", NULL, 200);
+    assert_true(json_is_true(json_object_get(json_object_get(json, "memory"), "ranges_cut")));
+    json_decref(json);
+    expect("GET", "/dormouse/v1/snapshots/s0/diff/s0base?ranges=65537", NULL, 400);
+    expect("GET", "/dormouse/v1/snapshots/s0/diff/other", NULL, 404);
+    expect("GET", "/dormouse/v1/snapshots/other/inspect", NULL, 404);
+    expect("POST", "/dormouse/v1/snapshots/other/verify", NULL, 404);
+    expect("POST", "/dormouse/v1/snapshots/other/compact", NULL, 404);
+}
+
+/* Paths of the host are for those who can use them. */
+static void test_snapshot_disk_stays_local(void **state)
+{
+    (void)state;
+    expect("GET", "/dormouse/v1/snapshots/s0/disk", NULL, 404);
+    CLEANUP_FREE char *reply = world_request(true, "GET", "/dormouse/v1/snapshots/s0/disk", NULL, NULL);
+    assert_int_equal(world_status(reply), 200);
+    assert_non_null(strstr(reply, "\"/data/images/disk/s0base\""));
+}
+
+static void await(sem_t *semaphore)
+{
+    struct timespec deadline;
+    clock_gettime(CLOCK_REALTIME, &deadline);
+    deadline.tv_sec += WORLD_WAIT_MS / 1000;
+    assert_int_equal(sem_timedwait(semaphore, &deadline), 0);
+}
+
+/* Whoever hangs up ends what takes long. */
+static void test_hangup_cancels_verify(void **state)
+{
+    (void)state;
+    sem_init(&fake_verifying, 0, 0);
+    sem_init(&fake_cancelled, 0, 0);
+    int fd = world_connect(true);
+    world_send(fd, "POST /dormouse/v1/snapshots/" FAKE_ENDLESS_SNAPSHOT "/verify HTTP/1.1\r\nHost: x\r\n\r\n");
+    await(&fake_verifying);
+    close(fd);
+    await(&fake_cancelled);
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, world_start, world_stop)
 
 int main(void)
@@ -449,6 +539,10 @@ int main(void)
         TEST(test_endless_header),
         TEST(test_large_bodies),
         TEST(test_keep_alive),
+        TEST(test_store),
+        TEST(test_snapshot_tools),
+        TEST(test_snapshot_disk_stays_local),
+        TEST(test_hangup_cancels_verify),
         cmocka_unit_test_setup_teardown(test_slow_clients, world_start_impatient, world_stop),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
