@@ -51,6 +51,7 @@ static void only_a_commit_makes_a_snapshot(void **state)
     assert_int_equal(model_write(world.store, writer, world.vm, NULL, &none, &model, &snapshot, NULL), 0);
     assert_int_equal(count_snapshots(&world), 1);
     store_abort(writer);
+    check(&world, id, &model);
     assert_int_equal(count_names(&world, "layers"), 2);
     assert_int_equal(count_names(&world, "snapshots"), 1);
     close_world(&world);
