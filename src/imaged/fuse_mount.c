@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/io.h"
+#include "imaged/priority.h"
 
 struct fuse_mount {
     struct fuse_mount_options options;
@@ -46,6 +47,7 @@ static void *answer(void *argument)
 {
     struct fuse_mount *mount = argument;
     unsigned thread = __atomic_fetch_add(&mount->next_thread, 1, __ATOMIC_RELAXED);
+    priority_answering();
     mount->options.enter(mount->options.context, thread);
     answer_requests(mount, mount->buffers[thread] + PAGE_BYTES - WRITE_HEADER_BYTES);
     return NULL;

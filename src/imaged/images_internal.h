@@ -124,11 +124,15 @@ void store_frame(struct served *served, uint64_t page, struct frame_buffer **fra
 /* Reads and pushes a run of pages. */
 void store_run(struct served *served, struct page_run run);
 
-/* At once, by the calling thread, which must not be one that answers reads. */
-void store_now(struct served *served, struct page_run run, struct frame_buffer *frame);
-/* The whole frame in which `page` is, `place` being where. */
+/*
+ * The same at once, by the calling thread, which must not be one that answers reads: zeros, or the whole frame in
+ * which `page` is, `place` being where. Frames are best announced before, and given up afterwards.
+ */
+void store_zeros_now(struct served *served, struct page_run run);
 void store_frame_now(struct served *served, uint64_t page, const struct image_place *place,
                      struct frame_buffer *frame);
+void store_will_read(struct served *served, struct page_run run);
+void store_have_read(struct served *served, struct page_run run);
 
 /* Throws a run of pages out of the page cache. */
 void store_invalidate(struct served *served, struct page_run run);

@@ -16,8 +16,10 @@
 
 #include "base/io.h"
 #include "imaged/images_internal.h"
+#include "imaged/priority.h"
 
-#define BATCH_PAGES 16u
+/* Some hundred KiB, compressed: what the disk is asked for at once. */
+#define BATCH_PAGES 64u
 
 struct wanted_page {
     uint32_t page;
@@ -66,10 +68,31 @@ static bool claim_frame(struct prefetch *prefetch, const struct image *image, ui
     return !atomic_exchange(&prefetch->pages[claim].claimed, true);
 }
 
+/* Wanted pages from `first` on that follow each other. */
+static struct page_run next_run(const struct prefetch *prefetch, size_t first, size_t end)
+{
+    struct page_run run = {prefetch->pages[first].page, 1};
+    while (first + run.count < end && prefetch->pages[first + run.count].page == run.page + run.count)
+        run.count++;
+    return run;
+}
+
+static void hint_batch(struct prefetch *prefetch, size_t first, size_t end,
+                       void (*hint)(struct served *served, struct page_run run))
+{
+    while (first < end) {
+        struct page_run run = next_run(prefetch, first, end);
+        if (!prefetch->pages[first].resident)
+            hint(prefetch->served, run);
+        first += run.count;
+    }
+}
+
 static void fetch_batch(struct prefetch *prefetch, size_t first, size_t end, struct frame_buffer *frame)
 {
     struct served *served = prefetch->served;
     const struct image *image = atomic_load(&served->opened);
+    hint_batch(prefetch, first, end, store_will_read);
     for (size_t i = first; i < end; i++) {
         if (prefetch->pages[i].resident)
             continue;
@@ -78,15 +101,15 @@ static void fetch_batch(struct prefetch *prefetch, size_t first, size_t end, str
         if (image != NULL)
             image_locate(image, page, &place);
         if (place.zero) {
-            size_t run = 1;
-            while (i + run < end && run < place.count && prefetch->pages[i + run].page == page + run)
-                run++;
-            store_now(served, (struct page_run){page, run}, frame);
-            i += run - 1;
+            struct page_run run = next_run(prefetch, i, end);
+            run.count = MIN(run.count, place.count);
+            store_zeros_now(served, run);
+            i += run.count - 1;
         } else if (claim_frame(prefetch, image, page)) {
             store_frame_now(served, page, &place, frame);
         }
     }
+    hint_batch(prefetch, first, end, store_have_read);
 }
 
 /* Under the lock. Takes the prefetch off the list when all its pages are given out, else puts it last. */
@@ -119,6 +142,7 @@ static void *prefetch_pages(void *argument)
 {
     struct reader *reader = argument; /* for its frame */
     struct prefetcher *prefetcher = &reader->images->prefetcher;
+    priority_ahead();
     pthread_mutex_lock(&prefetcher->lock);
     for (;;) {
         while (prefetcher->list == NULL && !prefetcher->stopping)
@@ -213,15 +237,11 @@ static int mark_resident(struct prefetch *prefetch, struct error *err)
         return error_errno(err, "cannot map %s", path);
     unsigned char in_cache[1024];
     for (size_t i = 0; i < prefetch->count;) {
-        size_t run = 1;
-        while (i + run < prefetch->count && run < sizeof(in_cache) &&
-               prefetch->pages[i + run].page == prefetch->pages[i].page + run)
-            run++;
-        bool known = mincore(mapping + (size_t)prefetch->pages[i].page * IMAGE_PAGE_BYTES, run * IMAGE_PAGE_BYTES,
-                             in_cache) == 0;
-        for (size_t j = 0; j < run; j++)
+        struct page_run run = next_run(prefetch, i, MIN(i + sizeof(in_cache), prefetch->count));
+        bool known = mincore(mapping + run.page * IMAGE_PAGE_BYTES, run.count * IMAGE_PAGE_BYTES, in_cache) == 0;
+        for (size_t j = 0; j < run.count; j++)
             prefetch->pages[i + j].resident = known && (in_cache[j] & 1);
-        i += run;
+        i += run.count;
     }
     munmap(mapping, length);
     return 0;

@@ -5,6 +5,7 @@
 
 #include "base/io.h"
 #include "imaged/images_internal.h"
+#include "imaged/priority.h"
 
 #define JOBS_MAX        512u
 #define SPARE_BUFFERS   64u
@@ -62,36 +63,83 @@ static void push_mates(struct served *served, const struct image *image, uint64_
     }
 }
 
+/* Calls `hint` for the runs of frames that hold the pages. */
+static void hint_frames(const struct image *image, struct page_run run,
+                        void (*hint)(struct layer *layer, uint32_t first, uint32_t count))
+{
+    struct layer *layer = NULL;
+    uint32_t first = 0;
+    uint32_t count = 0;
+    for (uint64_t page = run.page; image != NULL && page < run.page + run.count;) {
+        struct image_place place;
+        image_locate(image, page, &place);
+        page += place.count;
+        if (place.zero)
+            continue;
+        if (place.layer == layer && place.frame - first <= count) {
+            count = MAX(count, place.frame - first + 1);
+            continue;
+        }
+        if (layer != NULL)
+            hint(layer, first, count);
+        layer = place.layer;
+        first = place.frame;
+        count = 1;
+    }
+    if (layer != NULL)
+        hint(layer, first, count);
+}
+
+void store_will_read(struct served *served, struct page_run run)
+{
+    hint_frames(atomic_load(&served->opened), run, layer_will_read);
+}
+
+void store_have_read(struct served *served, struct page_run run)
+{
+    hint_frames(atomic_load(&served->opened), run, layer_have_read);
+}
+
 void store_frame_now(struct served *served, uint64_t page, const struct image_place *place,
                      struct frame_buffer *frame)
 {
     const uint8_t *pages;
-    int count = layer_read_frame(place->layer, place->frame, true, frame, &pages, NULL);
+    int count = layer_read_frame(place->layer, place->frame, false, frame, &pages, NULL);
     if (count < 0)
         return; /* who really wants the page will learn why */
     metric_add(&served->images->options.metrics->decompressed_bytes, (uint64_t)count * IMAGE_PAGE_BYTES);
     push_mates(served, atomic_load(&served->opened), page, false, pages, (unsigned)count);
 }
 
-void store_now(struct served *served, struct page_run run, struct frame_buffer *frame)
+void store_zeros_now(struct served *served, struct page_run run)
+{
+    while (run.count > 0) {
+        uint64_t count = MIN(run.count, ZERO_PAGES_ONCE);
+        if (!push(served, run.page, zero_pages, count))
+            return;
+        run.page += count;
+        run.count -= count;
+    }
+}
+
+static void store_run_now(struct served *served, struct page_run run, struct frame_buffer *frame)
 {
     struct images *images = served->images;
     const struct image *image = atomic_load(&served->opened);
     uint64_t end = run.page + run.count;
+    store_will_read(served, run);
     for (uint64_t page = run.page; page < end;) {
         struct image_place place = {.zero = true, .count = end - page};
         if (image != NULL)
             image_locate(image, page, &place);
         uint64_t count = MIN(place.count, end - page);
-        if (place.zero) {
-            count = MIN(count, ZERO_PAGES_ONCE);
-            if (!push(served, page, zero_pages, count))
-                return;
-        } else if (!store_note_frame(images, place.layer, place.frame)) {
+        if (place.zero)
+            store_zeros_now(served, (struct page_run){page, count});
+        else if (!store_note_frame(images, place.layer, place.frame))
             store_frame_now(served, page, &place, frame);
-        }
         page += count;
     }
+    store_have_read(served, run);
 }
 
 static void work(struct job *job, struct frame_buffer *frame)
@@ -103,7 +151,7 @@ static void work(struct job *job, struct frame_buffer *frame)
         push_mates(served, atomic_load(&served->opened), job->run.page, true, job->pages, job->page_count);
         break;
     case JOB_RUN:
-        store_now(served, job->run, frame);
+        store_run_now(served, job->run, frame);
         break;
     case JOB_INVALIDATE:
         fuse_lowlevel_notify_inval_inode(fuse_mount_session(served->images->mount), (fuse_ino_t)(uintptr_t)served,
@@ -123,6 +171,7 @@ static void *store(void *argument)
 {
     struct storer_start start = *(struct storer_start *)argument;
     free(argument);
+    priority_ahead();
     struct store_queue *queue = &start.images->queue;
     pthread_mutex_lock(&queue->lock);
     for (;;) {

@@ -87,6 +87,13 @@ void frame_buffer_free(struct frame_buffer *buffer);
 int layer_read_frame(struct layer *layer, uint32_t frame, bool drop, struct frame_buffer *buffer,
                      const uint8_t **ret_pages, struct error *err);
 
+/*
+ * Hints for a run of frames that is read without `drop`: the disk can fetch them all at once; and they may leave
+ * the page cache together. One by one, neighbours in the file would lose the page that they share.
+ */
+void layer_will_read(struct layer *layer, uint32_t first, uint32_t count);
+void layer_have_read(struct layer *layer, uint32_t first, uint32_t count);
+
 /* Where a frame's bytes are, without reading them: for statistics. */
 int layer_frame_info(struct layer *layer, uint32_t frame, unsigned *ret_pages, uint32_t *ret_stored_bytes,
                      struct error *err);

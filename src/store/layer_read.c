@@ -309,6 +309,30 @@ int layer_read_frame(struct layer *layer, uint32_t frame, bool drop, struct fram
     return entry.pages;
 }
 
+/* Frames that were added one after the other lie so, but needn't. */
+static void advise(struct layer *layer, uint32_t first, uint32_t count, int advice)
+{
+    struct layer_frame begin;
+    struct layer_frame end;
+    if (count == 0 || find_frame(layer, first, &begin, NULL) < 0 ||
+        find_frame(layer, first + count - 1, &end, NULL) < 0)
+        return;
+    uint64_t from = begin.offset / IMAGE_PAGE_BYTES * IMAGE_PAGE_BYTES;
+    uint64_t to = ROUND_UP(end.offset + end.stored_bytes, (uint64_t)IMAGE_PAGE_BYTES);
+    if (from < to && to - from <= (count + UINT64_C(1)) * layer->frame_pages * IMAGE_PAGE_BYTES)
+        posix_fadvise(layer->fd, (off_t)from, (off_t)(to - from), advice);
+}
+
+void layer_will_read(struct layer *layer, uint32_t first, uint32_t count)
+{
+    advise(layer, first, count, POSIX_FADV_WILLNEED);
+}
+
+void layer_have_read(struct layer *layer, uint32_t first, uint32_t count)
+{
+    advise(layer, first, count, POSIX_FADV_DONTNEED);
+}
+
 int layer_frame_info(struct layer *layer, uint32_t frame, unsigned *ret_pages, uint32_t *ret_stored_bytes,
                      struct error *err)
 {
