@@ -63,6 +63,7 @@ struct manager {
     struct store *store;
     struct imaged *images; /* the image server */
     bool images_lost;      /* at start: it was not running any more */
+    bool recovered;        /* what ran has been taken over */
     struct network_pool *networks;
     pthread_mutex_t lock;
     struct sandbox *sandboxes;

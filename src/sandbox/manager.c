@@ -213,6 +213,7 @@ static int open_manager(struct manager *manager, struct error *err)
         r = watch_open(manager, err);
     if (r == 0)
         r = manager_recover(manager, err);
+    manager->recovered = r == 0;
     if (r == 0)
         r = watch_start(manager, err);
     return r;
@@ -238,10 +239,10 @@ int manager_open(const struct manager_options *options, struct manager **ret, st
     return 0;
 }
 
-/* With no VM left, the image server has nothing to outlive the daemon for. */
+/* With no VM left, the image server has nothing to outlive the daemon for. Who didn't take the VMs over can't know. */
 static void leave_images(struct manager *manager)
 {
-    bool needed = false;
+    bool needed = !manager->recovered;
     for (const struct sandbox *sandbox = manager->sandboxes; sandbox != NULL; sandbox = sandbox->next)
         needed = needed || sandbox->vmm != NULL;
     CLEANUP_ERROR struct error err = ERROR_INIT;

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("DORMOUSE_BUILD", ROOT / "build"))
 
 # Where an image server mounts its file systems in the data directory.
-IMAGE_MOUNTS = ("images", "overlays")
+IMAGE_MOUNTS = ("images/memory", "images/disk", "overlays")
 CALL_SECONDS = 90
 READY_SECONDS = 30
 BUILD_SECONDS = 600
@@ -265,7 +265,7 @@ class Daemon:
 
     def is_image_mount(self, point):
         """The image server's own mounts are there as long as it is."""
-        return Path(point).parent == self.data and Path(point).name in IMAGE_MOUNTS
+        return point in {str(self.data / name) for name in IMAGE_MOUNTS}
 
     def image_server(self):
         """Process id of its image server, or None."""
