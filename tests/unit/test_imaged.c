@@ -190,11 +190,187 @@ static void test_writing_is_refused(void **state)
     world_detach(&world, "vm1", &files);
 }
 
+/* Flips a bit in the middle of a file. */
+static void damage(const char *layer)
+{
+    CLEANUP_FREE char *path = world_path(&world, "layers/%s", layer);
+    CLEANUP_CLOSE int fd = open(path, O_RDWR | O_CLOEXEC);
+    struct stat status;
+    uint8_t byte;
+    assert_true(fd >= 0 && fstat(fd, &status) == 0);
+    assert_int_equal(pread(fd, &byte, 1, status.st_size / 4), 1);
+    byte ^= 0x10;
+    assert_int_equal(pwrite(fd, &byte, 1, status.st_size / 4), 1);
+}
+
+/* Reads the whole image; 0: all that could be read is right, and something couldn't. */
+static int find_unreadable(const char *path, const struct world_snapshot *snapshot)
+{
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
+    unsigned unreadable = 0;
+    for (size_t page = 0; page < WORLD_MEMORY_PAGES; page++) {
+        uint8_t bytes[IMAGE_PAGE_BYTES];
+        ssize_t n = pread(fd, bytes, sizeof(bytes), (off_t)(page * sizeof(bytes)));
+        if (n < 0 && errno == EIO)
+            unreadable++;
+        else if (n != (ssize_t)sizeof(bytes) || !world_is_page(bytes, snapshot->pages[IMAGE_MEMORY][page]))
+            return -1;
+    }
+    return unreadable > 0 && unreadable <= 16 ? 0 : 1;
+}
+
+static int touch_all(const char *path)
+{
+    CLEANUP_CLOSE int fd = open(path, O_RDWR | O_CLOEXEC);
+    volatile uint8_t *image =
+        mmap(NULL, WORLD_MEMORY_PAGES * IMAGE_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+    for (size_t page = 0; page < WORLD_MEMORY_PAGES; page++)
+        (void)image[page * IMAGE_PAGE_BYTES];
+    return 0;
+}
+
+static void expect_failure(int watch_fd, const char *vm)
+{
+    struct pollfd failed = {.fd = watch_fd, .events = POLLIN};
+    assert_int_equal(poll(&failed, 1, 30000), 1);
+    CLEANUP_FREE char *told_vm = NULL;
+    CLEANUP_FREE char *told_reason = NULL;
+    CLEANUP_FREE char *reason = NULL;
+    assert_int_equal(imaged_next_failure(watch_fd, &told_vm, &told_reason, NULL), 1);
+    assert_string_equal(told_vm, vm);
+    assert_int_equal(imaged_failure(world.imaged, vm, &reason, NULL), 1);
+    assert_string_equal(told_reason, reason);
+    assert_non_null(strstr(reason, "damaged"));
+}
+
+static void test_damage_is_an_error_for_those_concerned(void **state)
+{
+    (void)state;
+    struct world_snapshot damaged;
+    struct world_snapshot whole;
+    world_snapshot(&world, 3, &damaged);
+    world_snapshot(&world, 4, &whole);
+    struct imaged_files files;
+    struct imaged_files other_files;
+    world_attach(&world, "vm1", &damaged, &files);
+    world_attach(&world, "vm2", &whole, &other_files);
+    CLEANUP_CLOSE int watch_fd = imaged_watch(world.imaged, NULL);
+    char *none;
+    assert_true(watch_fd >= 0);
+    assert_int_equal(imaged_next_failure(watch_fd, &none, &none, NULL), 0);
+
+    damage(damaged.layers[0]);
+    assert_int_equal(run_as_vmm(touch_all, files.memory), 128 + SIGBUS);
+    expect_failure(watch_fd, "vm1");
+    assert_int_equal(find_unreadable(files.memory, &damaged), 0);
+
+    assert_int_equal(read_by_threads(other_files.memory, whole.pages[IMAGE_MEMORY], WORLD_MEMORY_PAGES), 0);
+    assert_int_equal(imaged_failure(world.imaged, "vm2", &none, NULL), 0);
+    CLEANUP_CLOSE int late_fd = imaged_watch(world.imaged, NULL);
+    expect_failure(late_fd, "vm1");
+
+    world_detach(&world, "vm1", &files);
+    assert_int_equal(imaged_failure(world.imaged, "vm1", &none, NULL), -ENOENT);
+    world_detach(&world, "vm2", &other_files);
+}
+
+/* The disk's base is read by the server itself, through its own mount. */
+static void test_damage_below_an_overlay_is_one_too(void **state)
+{
+    (void)state;
+    struct world_snapshot snapshot;
+    world_snapshot(&world, 5, &snapshot);
+    struct imaged_files files;
+    world_attach(&world, "vm1", &snapshot, &files);
+    CLEANUP_CLOSE int watch_fd = imaged_watch(world.imaged, NULL);
+    CLEANUP_FREE char *path = world_path(&world, "layers/%s", snapshot.layers[0]);
+    assert_int_equal(truncate(path, 100), 0);
+    CLEANUP_CLOSE int fd = open(files.disk, O_RDONLY | O_CLOEXEC);
+    uint8_t bytes[IMAGE_PAGE_BYTES];
+    ssize_t n = sizeof(bytes);
+    for (size_t page = 0; page < WORLD_DISK_PAGES && n >= 0; page++)
+        n = pread(fd, bytes, sizeof(bytes), (off_t)(page * sizeof(bytes)));
+    assert_true(n < 0 && errno == EIO);
+    expect_failure(watch_fd, "vm1");
+    world_detach(&world, "vm1", &files);
+}
+
+static void test_a_second_mapping_misses_nothing(void **state)
+{
+    (void)state;
+    struct world_snapshot snapshot;
+    world_snapshot(&world, 6, &snapshot);
+    struct imaged_files files;
+    struct imaged_files second_files;
+    world_attach(&world, "vm1", &snapshot, &files);
+    assert_int_equal(run_as_vmm(touch_all, files.memory), 0);
+    int64_t misses = world_statistic(&world, "misses");
+    assert_true(misses > 0);
+
+    world_attach(&world, "vm2", &snapshot, &second_files);
+    assert_string_equal(files.memory, second_files.memory);
+    assert_int_equal(run_as_vmm(touch_all, second_files.memory), 0);
+    assert_int_equal(world_statistic(&world, "misses"), misses);
+    world_detach(&world, "vm1", &files);
+    world_detach(&world, "vm2", &second_files);
+
+    /* And so do those who come when nobody has had it for a while. */
+    world_attach_again(&world, "vm1", &files);
+    assert_int_equal(run_as_vmm(touch_all, files.memory), 0);
+    assert_int_equal(world_statistic(&world, "misses"), misses);
+    world_detach(&world, "vm1", &files);
+}
+
+static void test_empty_memory(void **state)
+{
+    (void)state;
+    struct world_snapshot snapshot;
+    world_snapshot(&world, 7, &snapshot);
+    CLEANUP_FREE char *directory = NULL;
+    world_make_vm(&world, "vm1", &snapshot, &directory);
+    for (unsigned pages = 100; pages <= 200; pages += 100) { /* another size under the same name */
+        struct imaged_attach attach = {.vm = "vm1",
+                                       .vm_directory = directory,
+                                       .uid = WORLD_UID,
+                                       .gid = WORLD_GID,
+                                       .empty_memory = (uint64_t)pages * IMAGE_PAGE_BYTES};
+        struct imaged_files files;
+        assert_int_equal(imaged_attach(world.imaged, &attach, &files, NULL), 0);
+        struct stat status;
+        assert_int_equal(stat(files.memory, &status), 0);
+        assert_int_equal(status.st_size, pages * IMAGE_PAGE_BYTES);
+        uint32_t zeros[200] = {0};
+        assert_int_equal(read_by_threads(files.memory, zeros, pages), 0);
+        world_detach(&world, "vm1", &files);
+    }
+}
+
+static void test_images_without_a_vm(void **state)
+{
+    (void)state;
+    struct world_snapshot snapshot;
+    world_snapshot(&world, 8, &snapshot);
+    CLEANUP_FREE char *disk = world_path(&world, "images/disk/%s", snapshot.id);
+    CLEANUP_FREE char *manifest = world_path(&world, "snapshots/%s/manifest", snapshot.id);
+    CLEANUP_FREE char *unknown = world_path(&world, "images/disk/%s", "aaaaaaaaaaaaaaaaaaaa");
+    CLEANUP_FREE char *odd = world_path(&world, "images/disk/%s", "..%2f..%2fetc");
+    assert_int_equal(read_by_threads(disk, snapshot.pages[IMAGE_DISK], WORLD_DISK_PAGES), 0);
+    assert_true(open(unknown, O_RDONLY | O_CLOEXEC) < 0 && errno == ENOENT);
+    assert_true(open(odd, O_RDONLY | O_CLOEXEC) < 0 && errno == ENOENT);
+    assert_int_equal(unlink(manifest), 0);
+    assert_true(open(disk, O_RDONLY | O_CLOEXEC) < 0);
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_reads_equal_what_was_stored, setup, teardown),
         cmocka_unit_test_setup_teardown(test_writing_is_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_damage_is_an_error_for_those_concerned, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_damage_below_an_overlay_is_one_too, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_second_mapping_misses_nothing, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_empty_memory, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_images_without_a_vm, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
