@@ -279,12 +279,12 @@ static void mates_stay_within_their_room(void **state)
     frame_encoder_free(encoder);
     assert_int_equal(snapshot_add_layer(&world.snapshot, layer_writer_id(writer), 0, &layer, NULL), 0);
     assert_int_equal(layer_writer_finish(writer, &world.snapshot.layers[0].bytes, NULL), 0);
-    struct map_extent changes[5];
-    for (uint32_t i = 0; i < 5; i++)
+    struct map_extent changes[6];
+    for (uint32_t i = 0; i < 6; i++)
         changes[i] = (struct map_extent){i * 100, 100, 0, 7};
-    assert_int_equal(image_map_apply(NULL, PAGES, changes, 5, &world.snapshot.maps[IMAGE_DISK], NULL), 0);
+    assert_int_equal(image_map_apply(NULL, PAGES, changes, 6, &world.snapshot.maps[IMAGE_DISK], NULL), 0);
     struct image *image = open_image(&world);
-    for (uint64_t page = 0; page < 500; page += 33) {
+    for (uint64_t page = 0; page < PAGES; page += 33) {
         struct image_mate mates[LAYER_FRAME_PAGES_MAX];
         size_t count = image_frame_mates(image, page, mates);
         assert_in_range(count, 100, LAYER_FRAME_PAGES_MAX);

@@ -210,6 +210,24 @@ static void only_what_shrinks_is_compressed(void **state)
     }
 }
 
+static void what_grows_is_stored_as_it_is(void **state)
+{
+    CLEANUP_CLOSE int directory = open_directory(*state);
+    struct layer_writer *writer = open_writer(directory, LAYER_CODEC_LZ4, 4);
+    struct frame_encoder *encoder = NULL;
+    assert_int_equal(frame_encoder_new(writer, &encoder, NULL), 0);
+    /* Not random enough to be told beforehand, but without repetitions. */
+    uint8_t pages[4 * IMAGE_PAGE_BYTES];
+    uint32_t random = 1;
+    for (size_t i = 0; i < sizeof(pages); i++)
+        pages[i] = next_random(&random) & 63;
+    uint32_t slot = 0;
+    assert_int_equal(layer_writer_add(writer, encoder, pages, 4, &slot, NULL), 0);
+    assert_int_equal(layer_writer_stored_bytes(writer), sizeof(pages));
+    frame_encoder_free(encoder);
+    layer_writer_abort(writer);
+}
+
 #define THREADS 4
 
 struct team {
@@ -472,23 +490,91 @@ static void entries_of_the_table_are_not_believed(void **state)
     FORGERY(forged.table[2].pages, 0, -EBADMSG);
     FORGERY(forged.table[2].pages, 5, -EBADMSG);
     FORGERY(forged.table[2].codec, LAYER_CODEC_NONE, -EBADMSG);
+}
 
-    /* With a checksum that agrees, decompressing is what refuses it: each of the codecs, of pages, of sizes. */
-    for (uint16_t codec = 0; codec < 4; codec++)
-        for (uint16_t pages = 1; pages <= 4; pages++)
-            for (uint32_t less = 0; less < 2; less++) {
-                CLEANUP_FREE uint8_t *copy = malloc(sample->bytes);
-                memcpy(copy, bytes, sample->bytes);
-                struct forged forged = forge(sample, copy);
-                struct layer_frame *entry = &forged.table[5];
-                bool same = codec == entry->codec && pages == entry->pages && less == 0;
-                forged.trailer->pages += pages - entry->pages;
-                entry->codec = codec;
-                entry->pages = pages;
-                entry->stored_bytes -= less;
-                sign(&forged, 5);
-                assert_int_equal(check_forged(directory, sample, &forged), same ? 0 : -EBADMSG);
-            }
+/* With a checksum that agrees, decompressing is what refuses a wrong codec, number of pages, or size. */
+static void a_frame_decompresses_to_exactly_its_pages(void **state)
+{
+    CLEANUP_CLOSE int directory = open_directory(*state);
+    for (enum layer_codec written = LAYER_CODEC_NONE; written <= LAYER_CODEC_ZSTD; written++) {
+        CLEANUP_FREE struct sample *sample = write_sample(directory, written, 4, 6);
+        CLEANUP_FREE uint8_t *bytes = load(directory, sample);
+        for (unsigned i = 0; i < 4 * 4 * 2; i++) {
+            CLEANUP_FREE uint8_t *copy = malloc(sample->bytes);
+            memcpy(copy, bytes, sample->bytes);
+            struct forged forged = forge(sample, copy);
+            struct layer_frame *entry = &forged.table[4];
+            uint16_t codec = i % 4;
+            uint16_t pages = (uint16_t)(1 + i / 4 % 4);
+            bool same = codec == entry->codec && pages == entry->pages && i < 16;
+            forged.trailer->pages += (uint64_t)pages - entry->pages;
+            entry->codec = codec;
+            entry->pages = pages;
+            entry->stored_bytes -= i / 16;
+            sign(&forged, 4);
+            assert_int_equal(check_forged(directory, sample, &forged), same ? 0 : -EBADMSG);
+        }
+    }
+}
+
+static void frames_lie_between_header_and_table(void **state)
+{
+    CLEANUP_CLOSE int directory = open_directory(*state);
+    CLEANUP_FREE struct sample *sample = write_sample(directory, LAYER_CODEC_NONE, 1, 2);
+    CLEANUP_FREE uint8_t *bytes = load(directory, sample);
+    /* Over the header, and over the first entry of the table: bytes that have the checksum the entry says. */
+    const uint64_t offsets[] = {0, end_offset(sample) - IMAGE_PAGE_BYTES + sizeof(struct layer_frame)};
+    for (size_t i = 0; i < ARRAY_SIZE(offsets); i++) {
+        CLEANUP_FREE uint8_t *copy = malloc(sample->bytes);
+        memcpy(copy, bytes, sample->bytes);
+        struct forged forged = forge(sample, copy);
+        forged.table[1].offset = offsets[i];
+        sign(&forged, 1);
+        assert_int_equal(check_forged(directory, sample, &forged), -EBADMSG);
+    }
+}
+
+static void verifying_checks_the_table_itself(void **state)
+{
+    CLEANUP_CLOSE int directory = open_directory(*state);
+    CLEANUP_FREE struct sample *sample = write_sample(directory, LAYER_CODEC_ZSTD, 4, 6);
+    CLEANUP_FREE uint8_t *bytes = load(directory, sample);
+    struct layer_trailer trailer;
+    memcpy(&trailer, bytes + sample->bytes - sizeof(trailer), sizeof(trailer));
+    trailer.table_checksum ^= 1;
+    trailer.checksum = layer_block_checksum(&trailer);
+    memcpy(bytes + sample->bytes - sizeof(trailer), &trailer, sizeof(trailer));
+    store(directory, sample->id, bytes, sample->bytes);
+    assert_int_equal(check_all(directory, sample, 0), -EBADMSG);
+}
+
+/* Opens a file whose table is a hole. */
+static int open_sparse(int directory, unsigned frame_pages, uint32_t frames)
+{
+    static const char id[LAYER_ID_BYTES] = "sparse78901234567890";
+    struct layer_header header = {.magic = LAYER_MAGIC, .page_bytes = IMAGE_PAGE_BYTES, .frame_pages = frame_pages};
+    memcpy(header.id, id, sizeof(id));
+    header.checksum = layer_block_checksum(&header);
+    struct layer_trailer trailer = {
+        .magic = LAYER_TRAILER_MAGIC, .table_offset = sizeof(header), .frames = frames, .pages = frames};
+    trailer.checksum = layer_block_checksum(&trailer);
+    store(directory, id, (const uint8_t *)&header, sizeof(header));
+    CLEANUP_CLOSE int fd = openat(directory, id, O_WRONLY | O_CLOEXEC);
+    off_t end = (off_t)(sizeof(header) + frames * sizeof(struct layer_frame));
+    assert_int_equal(io_pwrite_full(fd, &trailer, sizeof(trailer), end), 0);
+    struct layer *layer = NULL;
+    int r = layer_open(directory, id, 0, &layer, NULL);
+    layer_close(layer);
+    return r;
+}
+
+static void frames_and_slots_are_bounded(void **state)
+{
+    CLEANUP_CLOSE int directory = open_directory(*state);
+    assert_int_equal(open_sparse(directory, 1, LAYER_FRAMES_MAX), 0);
+    assert_int_equal(open_sparse(directory, 1, LAYER_FRAMES_MAX + 1), -EBADMSG);
+    assert_int_equal(open_sparse(directory, 512, 1u << 23), 0);
+    assert_int_equal(open_sparse(directory, 512, (1u << 23) + 1), -EBADMSG);
 }
 
 static void two_zstd_frames_are_not_one(void **state)
@@ -582,12 +668,17 @@ int main(void)
     const struct CMUnitTest tests[] = {
         UNIT_TEST(what_was_written_is_read),
         UNIT_TEST(only_what_shrinks_is_compressed),
+        UNIT_TEST(what_grows_is_stored_as_it_is),
         UNIT_TEST(threads_write_and_read_together),
         UNIT_TEST(a_flipped_byte_never_gives_wrong_pages),
         UNIT_TEST(a_file_of_another_size_is_refused),
         UNIT_TEST(only_its_own_name_opens_a_layer),
         UNIT_TEST(headers_and_trailers_are_not_believed),
         UNIT_TEST(entries_of_the_table_are_not_believed),
+        UNIT_TEST(a_frame_decompresses_to_exactly_its_pages),
+        UNIT_TEST(frames_lie_between_header_and_table),
+        UNIT_TEST(verifying_checks_the_table_itself),
+        UNIT_TEST(frames_and_slots_are_bounded),
         UNIT_TEST(two_zstd_frames_are_not_one),
         UNIT_TEST(frames_are_not_taken_for_each_other),
         UNIT_TEST(an_aborted_layer_leaves_nothing),
