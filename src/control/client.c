@@ -139,7 +139,7 @@ static int receive_reply(struct exchange *exchange, struct control_reply *ret, s
             return r;
         char chunk[4096];
         ssize_t n = recv(exchange->fd, chunk, sizeof(chunk), 0);
-        if (n == 0)
+        if (n == 0 || (n < 0 && errno == ECONNRESET))
             return error_set(err, EPIPE, "the VMM has closed the control channel");
         if (n < 0 && errno != EAGAIN && errno != EINTR)
             return error_errno(err, "reading from the guest agent");

@@ -36,12 +36,11 @@ int sandbox_attach_images(struct manager *manager, struct sandbox *sandbox, stru
 
 void sandbox_detach_images(struct manager *manager, struct sandbox *sandbox)
 {
-    if (sandbox->files.memory == NULL)
-        return;
     imaged_files_done(&sandbox->files);
     CLEANUP_ERROR struct error err = ERROR_INIT;
+    /* Also what an earlier daemon attached before it died. */
     int r = imaged_detach(manager->images, sandbox->info.id, &err);
-    if (r < 0 && r != -EHOSTDOWN)
+    if (r < 0 && r != -EHOSTDOWN && r != -ENOENT)
         manager_log(manager, "sandbox %s: %s", sandbox->info.id, error_message(&err));
 }
 
