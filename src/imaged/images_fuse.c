@@ -212,11 +212,13 @@ static void look_ahead(struct reader *reader, struct served *served, struct page
         pushed = MAX(pushed, held->next);
         store_frame(served, held->wanted, &reader->frame, held->pages, held->count);
     }
-    struct page_run used;
-    struct page_run push = read_ahead_miss(&served->ahead, run, pushed, zero ? &holes : &frames, &used);
+    struct page_run push = read_ahead_miss(&served->ahead, run, pushed, zero ? &holes : &frames);
+    uint64_t left = served->pages - MIN(push.page, served->pages);
+    push.count = MIN(push.count, left);
     store_run(served, push);
-    served_note_miss(served, run);
-    served_note_miss(served, used);
+    /* What is pushed ahead leaves no miss when it is touched; that it is wanted is likely enough. */
+    served_record(served, run);
+    served_record(served, push);
 }
 
 static void images_op_read(fuse_req_t request, fuse_ino_t inode, size_t size, off_t offset,

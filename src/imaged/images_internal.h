@@ -145,6 +145,6 @@ bool store_note_frame(struct images *images, const struct layer *layer, uint32_t
 int prefetcher_start(struct images *images, struct error *err);
 void prefetcher_stop(struct images *images);
 void prefetcher_done(struct images *images);
-void served_note_miss(struct served *served, struct page_run run);
+void served_record(struct served *served, struct page_run run);
 
 #endif

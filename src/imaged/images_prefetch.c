@@ -315,7 +315,7 @@ void images_record_end(struct served *served)
     pthread_mutex_unlock(&served->recording_lock);
 }
 
-void served_note_miss(struct served *served, struct page_run run)
+void served_record(struct served *served, struct page_run run)
 {
     pthread_mutex_lock(&served->recording_lock);
     if (served->recorders > 0)

@@ -247,9 +247,7 @@ void store_frame(struct served *served, uint64_t page, struct frame_buffer **fra
 
 void store_run(struct served *served, struct page_run run)
 {
-    if (run.page >= served->pages)
-        return;
-    uint64_t end = MIN(run.page + run.count, served->pages);
+    uint64_t end = run.page + run.count;
     while (run.page < end) {
         struct job job = {.kind = JOB_RUN, .served = served, .run = {run.page, MIN(RUN_PAGES, end - run.page)}};
         add_job(&job);

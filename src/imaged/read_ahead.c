@@ -34,10 +34,9 @@ static struct read_ahead_stream *find_stream(struct read_ahead *ahead, uint64_t 
 }
 
 struct page_run read_ahead_miss(struct read_ahead *ahead, struct page_run missed, uint64_t pushed,
-                                const struct read_ahead_limits *limits, struct page_run *ret_used)
+                                const struct read_ahead_limits *limits)
 {
     struct page_run push = {.page = pushed};
-    *ret_used = (struct page_run){0};
     pthread_mutex_lock(&ahead->lock);
     struct read_ahead_stream *stream = find_stream(ahead, missed.page);
     bool known = stream->used != 0;
@@ -47,8 +46,7 @@ struct page_run read_ahead_miss(struct read_ahead *ahead, struct page_run missed
         stream->start = missed.page;
         stream->next = pushed + push.count;
         stream->window = limits->first;
-    } else if (missed.page + missed.count > stream->next || missed.page >= stream->next) {
-        *ret_used = (struct page_run){stream->start, stream->next - stream->start};
+    } else if (missed.page + missed.count > stream->next) {
         stream->window = MIN(MAX(stream->window * 2, limits->next), limits->most);
         push.count = stream->window;
         stream->start = missed.page;

@@ -40,11 +40,8 @@ struct read_ahead_limits {
     unsigned most;
 };
 
-/*
- * `missed` was read, and the pages up to `pushed` come with it. Returns what to push now (count 0: nothing);
- * *ret_used is what was pushed before and has evidently been used up (count 0: nothing).
- */
+/* `missed` was read, and the pages up to `pushed` come with it. Returns what to push now; count 0: nothing. */
 struct page_run read_ahead_miss(struct read_ahead *ahead, struct page_run missed, uint64_t pushed,
-                                const struct read_ahead_limits *limits, struct page_run *ret_used);
+                                const struct read_ahead_limits *limits);
 
 #endif

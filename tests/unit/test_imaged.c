@@ -351,14 +351,22 @@ static void test_images_without_a_vm(void **state)
     struct world_snapshot snapshot;
     world_snapshot(&world, 8, &snapshot);
     CLEANUP_FREE char *disk = world_path(&world, "images/disk/%s", snapshot.id);
-    CLEANUP_FREE char *manifest = world_path(&world, "snapshots/%s/manifest", snapshot.id);
     CLEANUP_FREE char *unknown = world_path(&world, "images/disk/%s", "aaaaaaaaaaaaaaaaaaaa");
     CLEANUP_FREE char *odd = world_path(&world, "images/disk/%s", "..%2f..%2fetc");
     assert_int_equal(read_by_threads(disk, snapshot.pages[IMAGE_DISK], WORLD_DISK_PAGES), 0);
     assert_true(open(unknown, O_RDONLY | O_CLOEXEC) < 0 && errno == ENOENT);
     assert_true(open(odd, O_RDONLY | O_CLOEXEC) < 0 && errno == ENOENT);
+
+    /* Known, but removed before it was opened. */
+    struct world_snapshot removed;
+    world_snapshot(&world, 9, &removed);
+    CLEANUP_FREE char *removed_disk = world_path(&world, "images/disk/%s", removed.id);
+    CLEANUP_FREE char *manifest = world_path(&world, "snapshots/%s/manifest", removed.id);
+    struct stat status;
+    assert_int_equal(stat(removed_disk, &status), 0);
+    assert_int_equal(status.st_size, WORLD_DISK_PAGES * IMAGE_PAGE_BYTES);
     assert_int_equal(unlink(manifest), 0);
-    assert_true(open(disk, O_RDONLY | O_CLOEXEC) < 0);
+    assert_true(open(removed_disk, O_RDONLY | O_CLOEXEC) < 0 && errno == ENOENT);
 }
 
 int main(void)
