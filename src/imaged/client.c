@@ -360,6 +360,12 @@ int imaged_prefetch(struct imaged *imaged, const char *vm, struct error *err)
     return call_for_vm(imaged, "prefetch", vm, NULL, err);
 }
 
+int imaged_warm(struct imaged *imaged, const char *directory, gid_t gid, struct error *err)
+{
+    return call(imaged, json_pack("{s:s, s:s, s:I}", "op", "warm", "directory", directory, "gid", (json_int_t)gid),
+                NULL, err);
+}
+
 int imaged_save_working_set(struct imaged *imaged, const char *vm, const char *path, struct error *err)
 {
     return call(imaged, json_pack("{s:s, s:s, s:s}", "op", "save-working-set", "vm", vm, "path", path), NULL, err);

@@ -80,6 +80,9 @@ int imaged_set_vmm(struct imaged *imaged, const char *vm, pid_t pid, struct erro
  */
 int imaged_prefetch(struct imaged *imaged, const char *vm, struct error *err);
 
+/* The same for a snapshot that no VM uses yet: `directory` is DATA/snapshots/ID, and its memory image is open. */
+int imaged_warm(struct imaged *imaged, const char *directory, gid_t gid, struct error *err);
+
 /*
  * Ends the recording that attach began for a snapshot without a working set of its own, and writes the runs touched
  * so far to `path` (a new file, renamed into place). -ENODATA when nothing was recorded.

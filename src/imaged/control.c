@@ -120,6 +120,16 @@ static int do_failure(struct control *control, const char *vm, const json_t *req
     return server_failure(control->server, vm, reply, err);
 }
 
+static int do_warm(struct control *control, const json_t *request, struct error *err)
+{
+    CLEANUP_FREE char *directory = NULL;
+    int64_t gid;
+    int r = read_required(request, "directory", &directory, err);
+    if (r == 0)
+        r = json_read_integer(request, "gid", 0, INT32_MAX, 0, &gid, err);
+    return r < 0 ? r : server_warm(control->server, directory, (gid_t)gid, err);
+}
+
 static const struct {
     const char *op;
     int (*call)(struct control *control, const char *vm, const json_t *request, json_t *reply, struct error *err);
@@ -152,6 +162,8 @@ static int carry_out(struct control *control, const json_t *request, json_t *rep
         return 0;
     if (strcmp(op, "statistics") == 0)
         return server_statistics(control->server, reply, err);
+    if (strcmp(op, "warm") == 0)
+        return do_warm(control, request, err);
     if (strcmp(op, "stop") == 0)
         return eventfd_write(control->stop_fd, 1) < 0 ? error_errno(err, "cannot stop") : 0;
     return do_vm_call(control, op, request, reply, err);

@@ -396,14 +396,15 @@ int server_set_vmm(struct server *server, const char *id, pid_t pid, struct erro
     return 0;
 }
 
-/* Adds what the VM's directory holds; a hint that is missing or damaged is none. */
-static int read_working_set(const struct vm *vm, struct working_set *set, struct error *err)
+/* Adds what the file holds; a hint that is missing or damaged is none. */
+static int read_working_set(const char *directory, const char *name, const struct served *memory,
+                            struct working_set *set, struct error *err)
 {
     CLEANUP_FREE char *path = NULL;
-    if (asprintf(&path, "%s/working-set", vm->directory) < 0)
+    if (asprintf(&path, "%s/%s", directory, name) < 0)
         return error_set(err, ENOMEM, "out of memory");
     CLEANUP(working_set_done) struct working_set saved = {0};
-    int r = working_set_read(path, served_pages(vm->memory), &saved, NULL);
+    int r = working_set_read(path, served_pages(memory), &saved, NULL);
     for (size_t i = 0; r == 0 && i < saved.count; i++)
         r = working_set_add(set, saved.runs[i]);
     working_set_join(set);
@@ -418,10 +419,29 @@ int server_prefetch(struct server *server, const char *id, struct error *err)
         return r;
     CLEANUP(working_set_done) struct working_set set = {0};
     if (vm->memory != NULL)
-        r = read_working_set(vm, &set, err);
+        r = read_working_set(vm->directory, "working-set", vm->memory, &set, err);
     if (r == 0 && set.count > 0)
         r = images_prefetch(vm->memory, &set, err);
     server_leave(server, vm);
+    return r;
+}
+
+int server_warm(struct server *server, const char *directory, gid_t gid, struct error *err)
+{
+    CLEANUP_FREE char *manifest = NULL;
+    if (asprintf(&manifest, "%s/manifest", directory) < 0)
+        return error_set(err, ENOMEM, "out of memory");
+    struct served *memory;
+    int r = use_image(server->memory, IMAGE_MEMORY, manifest, gid, &memory, err);
+    if (r < 0)
+        return r;
+    CLEANUP(working_set_done) struct working_set set = {0};
+    r = read_working_set(directory, "working-set", memory, &set, err);
+    if (r == 0 && set.count == 0)
+        r = read_working_set(directory, "working-set.inherited", memory, &set, err);
+    if (r == 0 && set.count > 0)
+        r = images_prefetch(memory, &set, err);
+    images_release(memory);
     return r;
 }
 
@@ -439,7 +459,7 @@ int server_save_working_set(struct server *server, const char *id, const char *p
     if (r == 0 && (r = images_recorded(vm->memory, &set)) < 0)
         r = error_code(err, r, "cannot collect the working set of VM %s", id);
     if (r == 0)
-        r = read_working_set(vm, &set, err);
+        r = read_working_set(vm->directory, "working-set", vm->memory, &set, err);
     if (r == 0) {
         images_record_end(vm->memory);
         vm->recording = false;

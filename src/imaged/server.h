@@ -37,6 +37,9 @@ int server_set_vmm(struct server *server, const char *vm, pid_t pid, struct erro
 /* Pushes the working set in the VM's directory, if there is one. */
 int server_prefetch(struct server *server, const char *vm, struct error *err);
 
+/* The same for a snapshot's directory, with no VM. */
+int server_warm(struct server *server, const char *directory, gid_t gid, struct error *err);
+
 /*
  * What was in that file and what has been missed since the VM was attached, written to `path`. Ends the recording.
  * -ENODATA: nothing was.

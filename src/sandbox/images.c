@@ -55,6 +55,15 @@ void sandbox_prefetch(struct manager *manager, struct sandbox *sandbox)
         manager_log(manager, "sandbox %s: %s", sandbox->info.id, error_message(&err));
 }
 
+void snapshot_warm(struct manager *manager, const char *id)
+{
+    CLEANUP_FREE char *directory = manager_path(manager, "snapshots", id, NULL);
+    CLEANUP_FREE char *image = manager_path(manager, "images/memory", id, NULL);
+    CLEANUP_CLOSE int fd = image != NULL ? open(image, O_RDONLY | O_CLOEXEC) : -1;
+    if (fd >= 0 && directory != NULL)
+        imaged_warm(manager->images, directory, VMM_GROUP_ID, NULL);
+}
+
 struct recording {
     int pidfd;
     char *id;

@@ -167,6 +167,9 @@ int sandbox_attach_images(struct manager *manager, struct sandbox *sandbox, stru
 void sandbox_detach_images(struct manager *manager, struct sandbox *sandbox);
 /* Has the pages pushed into the page cache that the guest will touch first. */
 void sandbox_prefetch(struct manager *manager, struct sandbox *sandbox);
+/* The same for a snapshot just made, which most likely is resumed soon. Costs nobody anything: the pages are clean.
+ */
+void snapshot_warm(struct manager *manager, const char *id);
 /* In the background: notes what the guest, just resumed, touches, for resumes to come. */
 void sandbox_record_working_set(struct manager *manager, const struct sandbox *sandbox);
 /* A file with the device state of the snapshot that the VM directory was made from; the caller closes it. */

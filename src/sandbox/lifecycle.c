@@ -162,6 +162,8 @@ struct aftermath {
 static void clear_up(struct manager *manager, void *argument)
 {
     struct aftermath *aftermath = argument;
+    if (aftermath->snapshot_id != NULL)
+        snapshot_warm(manager, aftermath->snapshot_id);
     snapshot_collect(manager, aftermath->superseded);
     if (aftermath->snapshot_id != NULL)
         snapshot_compact(manager, aftermath->snapshot_id);

@@ -239,7 +239,8 @@ int manager_open(const struct manager_options *options, struct manager **ret, st
     return 0;
 }
 
-/* With no VM left, the image server has nothing to outlive the daemon for. Who didn't take the VMs over can't know. */
+/* With no VM left, the image server has nothing to outlive the daemon for. Who didn't take the VMs over can't know.
+ */
 static void leave_images(struct manager *manager)
 {
     bool needed = !manager->recovered;

@@ -302,8 +302,7 @@ struct opened_snapshot {
 static void close_snapshot(struct opened_snapshot *opened)
 {
     for (enum image_kind kind = 0; kind < IMAGE_KINDS; kind++)
-        if (opened->images[kind] != NULL)
-            image_close(opened->images[kind]);
+        image_close(opened->images[kind]);
     snapshot_done(&opened->snapshot);
     *opened = (struct opened_snapshot){0};
 }
@@ -314,7 +313,8 @@ static int try_open_snapshot(struct manager *manager, const char *id, struct ope
     struct opened_snapshot opened = {0};
     int r = store_load(manager->store, id, &opened.snapshot, err);
     for (enum image_kind kind = 0; r == 0 && kind < IMAGE_KINDS; kind++)
-        r = image_open(store_layers_fd(manager->store), &opened.snapshot, kind, &opened.images[kind], err);
+        if (opened.snapshot.maps[kind].pages > 0)
+            r = image_open(store_layers_fd(manager->store), &opened.snapshot, kind, &opened.images[kind], err);
     if (r < 0)
         close_snapshot(&opened);
     else
@@ -332,7 +332,7 @@ static int open_snapshot(struct manager *manager, const char *id, struct opened_
 
 struct comparison {
     const struct opened_snapshot *sides[2];
-    struct image *images[2];
+    struct image *images[2]; /* NULL: it has none */
     struct frame_buffer *frames[2];
     uint8_t *pages[2]; /* BATCH_PAGES each */
     size_t ranges_max;
@@ -403,7 +403,7 @@ static int compare_contents(struct comparison *comparison, uint64_t page, uint64
 /* As image_map_find, also beyond the end, where everything is zero. */
 static const struct map_extent *find_extent(const struct image *image, uint64_t page, uint64_t *end)
 {
-    if (page >= image_pages(image))
+    if (image == NULL || page >= image_pages(image))
         return NULL;
     uint64_t next;
     const struct map_extent *extent = image_map_find(image_map(image), page, &next);
@@ -426,7 +426,7 @@ static int compare_images(struct comparison *comparison, enum image_kind kind, s
     comparison->result = result;
     for (int side = 0; side < 2; side++) {
         comparison->images[side] = comparison->sides[side]->images[kind];
-        result->pages[side] = image_pages(comparison->images[side]);
+        result->pages[side] = comparison->images[side] != NULL ? image_pages(comparison->images[side]) : 0;
     }
     uint64_t pages = MAX(result->pages[0], result->pages[1]);
     for (uint64_t page = 0, end; page < pages; page = end) {
