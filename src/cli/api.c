@@ -31,6 +31,21 @@ int api_list(struct client *client, const char *collection, json_t **ret, struct
     return 0;
 }
 
+int api_ids(const json_t *list, char ***ret_ids, struct error *err)
+{
+    size_t count = json_array_size(list);
+    CLEANUP_FREE char **ids = calloc(count + 1, sizeof(*ids));
+    if (ids == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    for (size_t i = 0; i < count; i++) {
+        ids[i] = (char *)json_string_value(json_object_get(json_array_get(list, i), "id"));
+        if (ids[i] == NULL)
+            return error_set(err, EPROTO, "the daemon's list has something without an id");
+    }
+    *ret_ids = TAKE_PTR(ids);
+    return 0;
+}
+
 int api_object(struct client *client, const char *method, const char *collection, const char *id,
                const char *action, json_t *body, json_t **ret, struct error *err)
 {

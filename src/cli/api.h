@@ -24,6 +24,9 @@ int api_open(const struct cli *cli, struct client **ret, struct error *err);
 /* GET of a collection ("/sandboxes"): an array. */
 int api_list(struct client *client, const char *collection, json_t **ret, struct error *err);
 
+/* The ids in such a list, which owns them; the caller frees the array. */
+int api_ids(const json_t *list, char ***ret_ids, struct error *err);
+
 /*
  * METHOD /dormouse/v1 COLLECTION / id ACTION, e.g. ("POST", "/sandboxes", id, "/pause"); `body` is taken over
  * (NULL: none). With `ret`, the answer must be an object.

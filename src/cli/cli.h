@@ -34,7 +34,7 @@ struct verb {
     verb_function run;
 };
 
-/* A verb that only chooses among others: dormouse itself, template, snapshot. `prefix`: "" or the group's name. */
+/* A verb that only chooses among others: dormouse itself, template, snapshot, store. `prefix`: "" or the group's name. */
 int verb_dispatch(struct cli *cli, const char *prefix, const char *summary, const struct verb *verbs, size_t count,
                   int argc, char **argv, struct error *err);
 
@@ -43,6 +43,7 @@ void cli_report(const struct error *err);
 
 /* argv[0] is the verb's name. */
 int verb_cp(struct cli *cli, int argc, char **argv, struct error *err);
+int verb_dedup_report(struct cli *cli, int argc, char **argv, struct error *err);
 int verb_doctor(struct cli *cli, int argc, char **argv, struct error *err);
 int verb_env(struct cli *cli, int argc, char **argv, struct error *err);
 int verb_exec(struct cli *cli, int argc, char **argv, struct error *err);
@@ -55,7 +56,12 @@ int verb_pause(struct cli *cli, int argc, char **argv, struct error *err);
 int verb_resume(struct cli *cli, int argc, char **argv, struct error *err);
 int verb_run(struct cli *cli, int argc, char **argv, struct error *err);
 int verb_snapshot(struct cli *cli, int argc, char **argv, struct error *err);
+int verb_snapshot_diff(struct cli *cli, int argc, char **argv, struct error *err);
+int verb_snapshot_inspect(struct cli *cli, int argc, char **argv, struct error *err);
+int verb_snapshot_mount(struct cli *cli, int argc, char **argv, struct error *err);
+int verb_snapshot_verify(struct cli *cli, int argc, char **argv, struct error *err);
 int verb_stats(struct cli *cli, int argc, char **argv, struct error *err);
+int verb_store(struct cli *cli, int argc, char **argv, struct error *err);
 int verb_template(struct cli *cli, int argc, char **argv, struct error *err);
 int verb_template_build(struct cli *cli, int argc, char **argv, struct error *err);
 

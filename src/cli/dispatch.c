@@ -8,7 +8,7 @@
 #include "cli/options.h"
 #include "cli/suggest.h"
 
-#define VERB_NAME_COLUMN 12
+#define VERB_NAME_COLUMN 14
 
 void cli_report(const struct error *err)
 {

@@ -24,7 +24,9 @@ static const struct verb verbs[] = {
     {"resume", "let paused sandboxes go on", verb_resume},
     {"fork", "make copies of a sandbox, memory included", verb_fork},
     {"kill", "end and remove sandboxes", verb_kill},
-    {"snapshot", "list, describe and remove snapshots", verb_snapshot},
+    {"snapshot", "list, describe, check, compare, show and remove snapshots", verb_snapshot},
+    {"store", "look after the store: numbers, gc, compaction, verification", verb_store},
+    {"dedup-report", "what deduplication would gain, without a daemon", verb_dedup_report},
     {"env", "environment for E2B clients, for eval", verb_env},
 };
 

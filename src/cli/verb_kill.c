@@ -18,17 +18,9 @@ static int kill_all(const struct cli *cli, struct client *client, struct api_rem
     int r = api_list(client, "/sandboxes", &list, err);
     if (r < 0)
         return r;
-    size_t count = json_array_size(list);
-    CLEANUP_FREE char **ids = calloc(count + 1, sizeof(*ids));
-    if (ids == NULL)
-        return error_set(err, ENOMEM, "out of memory");
-    for (size_t i = 0; i < count; i++) {
-        const char *id = json_string_value(json_object_get(json_array_get(list, i), "id"));
-        if (id == NULL)
-            return error_set(err, EPROTO, "the daemon's list has a sandbox without an id");
-        ids[i] = (char *)id;
-    }
-    return api_each(cli, client, ids, count, api_remove, removal);
+    CLEANUP_FREE char **ids = NULL;
+    r = api_ids(list, &ids, err);
+    return r < 0 ? r : api_each(cli, client, ids, json_array_size(list), api_remove, removal);
 }
 
 int verb_kill(struct cli *cli, int argc, char **argv, struct error *err)

@@ -71,7 +71,11 @@ int verb_snapshot(struct cli *cli, int argc, char **argv, struct error *err)
         {"ls", "list the snapshots", verb_snapshot_ls},
         {"info", "everything about a snapshot", verb_snapshot_info},
         {"rm", "remove snapshots", verb_snapshot_rm},
+        {"inspect", "what a snapshot consists of", verb_snapshot_inspect},
+        {"verify", "check every frame of a snapshot", verb_snapshot_verify},
+        {"diff", "the pages in which two snapshots differ", verb_snapshot_diff},
+        {"mount", "show a snapshot's disk in a directory", verb_snapshot_mount},
     };
-    return verb_dispatch(cli, "snapshot", "Lists, describes and removes snapshots.", verbs, ARRAY_SIZE(verbs), argc,
-                         argv, err);
+    return verb_dispatch(cli, "snapshot", "Lists, describes, checks, compares, shows and removes snapshots.", verbs,
+                         ARRAY_SIZE(verbs), argc, argv, err);
 }
