@@ -78,7 +78,7 @@ static void add(struct layer_writer *writer, struct frame_encoder *encoder, stru
 
 static void finish(struct layer_writer *writer, struct sample *sample)
 {
-    strcpy(sample->id, layer_writer_id(writer));
+    memcpy(sample->id, layer_writer_id(writer), sizeof(sample->id));
     uint64_t stored = layer_writer_stored_bytes(writer);
     CLEANUP_ERROR struct error err = ERROR_INIT;
     if (layer_writer_finish(writer, &sample->bytes, &err) < 0)
