@@ -13,6 +13,7 @@
 #include "base/io.h"
 #include "base/strbuf.h"
 #include "imaged/protocol.h"
+#include "imaged/working_set.h"
 #include "sandbox/internal.h"
 #include "store/manifest_format.h"
 
@@ -126,6 +127,22 @@ static int read_whole_manifest(struct manager *manager, const char *id, char **r
     return 0;
 }
 
+/* It is a hint: one that can't be read is as good as none. */
+static int inspect_working_set(struct manager *manager, const char *id, struct snapshot_inspection *inspection,
+                               struct error *err)
+{
+    CLEANUP_FREE char *directory = manager_path(manager, "snapshots", id, err);
+    CLEANUP_FREE char *path = NULL;
+    CLEANUP(working_set_done) struct working_set set = {0};
+    if (directory == NULL)
+        return -ENOMEM;
+    if (asprintf(&path, "%s/" STORE_FILE_WORKING_SET, directory) < 0)
+        return error_set(err, ENOMEM, "out of memory");
+    if (working_set_read(path, inspection->memory.pages, &set, NULL) == 0)
+        inspection->working_set = (struct inspected_working_set){true, set.count, set.pages};
+    return 0;
+}
+
 static int inspect(struct manager *manager, const char *id, struct snapshot_inspection *inspection,
                    struct error *err)
 {
@@ -142,7 +159,8 @@ static int inspect(struct manager *manager, const char *id, struct snapshot_insp
     inspection->machine_revision = snapshot.manifest.machine_revision;
     inspection->memory = inspect_image(&snapshot.maps[IMAGE_MEMORY]);
     inspection->disk = inspect_image(&snapshot.maps[IMAGE_DISK]);
-    return inspect_layers(manager, &snapshot, inspection, err);
+    r = inspect_working_set(manager, id, inspection, err);
+    return r < 0 ? r : inspect_layers(manager, &snapshot, inspection, err);
 }
 
 int manager_snapshot_inspect(struct manager *manager, const char *id_or_prefix, struct snapshot_inspection *ret,
