@@ -67,6 +67,7 @@ unsigned reply_status(int code)
     case ENOENT:
         return 404;
     case EBUSY:
+    case ECANCELED:
         return 409;
     case EOPNOTSUPP:
         return 501;

@@ -270,6 +270,11 @@ static int take_batch(struct worker *worker, struct error *err)
     worker->page_count = 0;
     pthread_mutex_lock(&pipeline->lock);
     bool stop = pipeline->result < 0 || pipeline->ended;
+    const atomic_bool *cancelled = pipeline->source->cancelled;
+    if (!stop && cancelled != NULL && atomic_load(cancelled)) {
+        pthread_mutex_unlock(&pipeline->lock);
+        return error_set(err, ECANCELED, "it was cancelled");
+    }
     int r = stop ? 0 : fill_batch(pipeline, worker, err);
     pthread_mutex_unlock(&pipeline->lock);
     return r < 0 ? r : worker->run_count > 0;

@@ -23,6 +23,7 @@
 #ifndef DORMOUSE_IMAGE_CAPTURE_H
 #define DORMOUSE_IMAGE_CAPTURE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -46,12 +47,14 @@ struct capture_memory {
     const struct vmm_ram_range *ranges; /* ascending offsets */
     size_t range_count;
     struct capture_parent parent;
-    bool without_scan; /* read /proc/PID/pagemap even where PAGEMAP_SCAN is there (tests) */
+    const atomic_bool *cancelled; /* looked at all the time: -ECANCELED when it becomes true; may be NULL */
+    bool without_scan;            /* read /proc/PID/pagemap even where PAGEMAP_SCAN is there (tests) */
 };
 
 struct capture_disk {
     struct overlay_view *view; /* NULL: nothing was written */
     struct capture_parent parent;
+    const atomic_bool *cancelled; /* as for memory */
 };
 
 /* A capture's outcome: for image_map_apply, `layer` being `layer_index` or MAP_LAYER_ZERO. */

@@ -121,7 +121,7 @@ int capture_memory(const struct capture_memory *source, struct layer_writer *lay
         .pagemap_fd = pagemap_fd,
         .use_scan = !source->without_scan && page_scan_supported(pagemap_fd),
     };
-    struct capture_source runs = {next_run, read_runs, &memory, &source->parent};
+    struct capture_source runs = {next_run, read_runs, &memory, &source->parent, source->cancelled};
     struct capture_result result;
     r = capture_pipeline_run(&runs, layer, layer_index, &result, err);
     if (r < 0)

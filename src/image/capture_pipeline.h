@@ -27,6 +27,7 @@ struct capture_source {
     int (*read)(void *context, const struct capture_run *runs, size_t count, uint8_t *to, struct error *err);
     void *context;
     const struct capture_parent *parent;
+    const atomic_bool *cancelled; /* NULL: can't be */
 };
 
 int capture_pipeline_run(const struct capture_source *source, struct layer_writer *layer, uint32_t layer_index,

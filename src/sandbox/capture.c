@@ -166,7 +166,7 @@ static int open_parent(const struct capture_job *job, enum image_kind kind, stru
 static int take_memory(struct capture_job *job, struct error *err)
 {
     CLEANUP_FREE struct vmm_ram_range *ranges = NULL;
-    struct capture_memory source = {.pid = vmm_pid(job->sandbox->vmm)};
+    struct capture_memory source = {.pid = vmm_pid(job->sandbox->vmm), .cancelled = &job->sandbox->cancelled};
     int r = vmm_ram_ranges(job->sandbox->vmm, &ranges, &source.range_count, err);
     if (r == 0)
         r = open_parent(job, IMAGE_MEMORY, &source.parent, err);
@@ -185,7 +185,7 @@ static int take_memory(struct capture_job *job, struct error *err)
 
 static int take_disk(struct capture_job *job, struct error *err)
 {
-    struct capture_disk source = {.view = NULL};
+    struct capture_disk source = {.view = NULL, .cancelled = &job->sandbox->cancelled};
     CLEANUP_CLOSE int parent_fd = -1;
     CLEANUP(capture_result_done) struct capture_result result = {0};
     int r = 0;
@@ -277,6 +277,8 @@ static int finish(struct capture_job *job, struct error *err)
         r = snapshot_writer_link(job->writer, job->sandbox->vm_directory, VMM_FILE_INITRD, err);
     if (r == 0 && job->extent == CAPTURE_ALL)
         inherit_working_set(job);
+    if (r == 0 && atomic_load(&job->sandbox->cancelled))
+        r = error_set(err, ECANCELED, "it was cancelled");
     return r == 0 ? store_commit(TAKE_PTR(job->writer), &job->snapshot, err) : r;
 }
 

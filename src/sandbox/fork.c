@@ -75,15 +75,6 @@ static void start_children(struct fork_job *job)
         pthread_join(threads[i], NULL);
 }
 
-/* While children are started, the parent keeps their snapshot from being collected. */
-static void pin_snapshot(struct manager *manager, struct sandbox *parent, char *id)
-{
-    pthread_mutex_lock(&manager->lock);
-    free(parent->pending_snapshot);
-    parent->pending_snapshot = id;
-    pthread_mutex_unlock(&manager->lock);
-}
-
 /* The snapshot that the children start from; a running parent is captured. */
 static int parent_snapshot(struct manager *manager, struct sandbox *parent, char **ret, struct error *err)
 {
@@ -98,6 +89,27 @@ static int parent_snapshot(struct manager *manager, struct sandbox *parent, char
     return r;
 }
 
+/*
+ * From here on the parent may do what it likes, or be killed: the children need nothing but the snapshot, which is
+ * pinned until they have it.
+ */
+static int capture_parent(struct manager *manager, const char *id_or_prefix, struct snapshot_pin *pin,
+                          char **ret_snapshot_id, struct sandbox_info *ret_info, struct error *err)
+{
+    struct sandbox *parent;
+    int r = sandbox_acquire(manager, id_or_prefix, &parent, err);
+    if (r < 0)
+        return r;
+    atomic_store(&parent->cancelled, false);
+    r = parent_snapshot(manager, parent, ret_snapshot_id, err);
+    if (r == 0)
+        r = sandbox_report(manager, parent, ret_info, err);
+    if (r == 0)
+        snapshot_pin(manager, pin, *ret_snapshot_id);
+    sandbox_release(manager, parent);
+    return r;
+}
+
 int manager_fork(struct manager *manager, const char *id_or_prefix, unsigned count, int64_t timeout_s,
                  struct fork_result *results, struct error *err)
 {
@@ -105,38 +117,31 @@ int manager_fork(struct manager *manager, const char *id_or_prefix, unsigned cou
         return error_set(err, EINVAL, "a fork makes from 1 to %d children, not %u", SANDBOX_FORK_MAX, count);
     if (timeout_s < 0 || timeout_s > SANDBOX_TIMEOUT_MAX_S)
         return error_set(err, EINVAL, "the timeout must be from 0 to %d seconds", SANDBOX_TIMEOUT_MAX_S);
-    struct sandbox *parent;
-    int r = sandbox_acquire(manager, id_or_prefix, &parent, err);
-    if (r < 0)
-        return r;
     CLEANUP_FREE char *snapshot_id = NULL;
     CLEANUP(sandbox_info_done) struct sandbox_info info = {0};
-    r = parent_snapshot(manager, parent, &snapshot_id, err);
-    if (r == 0)
-        r = sandbox_report(manager, parent, &info, err);
-    if (r == 0) {
-        struct sandbox_spec spec = {
-            .template_name = snapshot_id,
-            .timeout_s = timeout_s,
-            .on_timeout = info.on_timeout,
-            .egress_denied = info.egress_denied,
-            .environment = info.environment,
-            .metadata = info.metadata,
-        };
-        struct fork_job job = {
-            .manager = manager,
-            .spec = &spec,
-            .parent_id = info.id,
-            .count = count,
-            .results = results,
-            .lock = PTHREAD_MUTEX_INITIALIZER,
-        };
-        memset(results, 0, sizeof(*results) * count);
-        pin_snapshot(manager, parent, strdup(snapshot_id));
-        start_children(&job);
-        pin_snapshot(manager, parent, NULL);
-        snapshot_collect(manager, snapshot_id);
-    }
-    sandbox_release(manager, parent);
-    return r;
+    struct snapshot_pin pin;
+    int r = capture_parent(manager, id_or_prefix, &pin, &snapshot_id, &info, err);
+    if (r < 0)
+        return r;
+    struct sandbox_spec spec = {
+        .template_name = snapshot_id,
+        .timeout_s = timeout_s,
+        .on_timeout = info.on_timeout,
+        .egress_denied = info.egress_denied,
+        .environment = info.environment,
+        .metadata = info.metadata,
+    };
+    struct fork_job job = {
+        .manager = manager,
+        .spec = &spec,
+        .parent_id = info.id,
+        .count = count,
+        .results = results,
+        .lock = PTHREAD_MUTEX_INITIALIZER,
+    };
+    memset(results, 0, sizeof(*results) * count);
+    start_children(&job);
+    snapshot_unpin(manager, &pin);
+    snapshot_collect(manager, snapshot_id);
+    return 0;
 }

@@ -14,6 +14,7 @@
 
 #include <jansson.h>
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "imaged/client.h"
 #include "net/net.h"
@@ -34,7 +35,7 @@ struct sandbox {
     pthread_mutex_t operation;
     struct sandbox_info info;
     char *vm_directory;     /* exists while there is a VMM */
-    char *pending_snapshot; /* what is being written by a pause, or forked from; else NULL */
+    char *pending_snapshot; /* what is being written by a pause; else NULL */
     struct vmm *vmm;
     struct imaged_files files; /* of the image server, while there is a VMM */
     bool fresh_memory;         /* booted, not restored: its memory image is empty */
@@ -44,6 +45,7 @@ struct sandbox {
     int64_t deadline_ns;     /* CLOCK_BOOTTIME; 0: none */
     int64_t timeout_s;       /* as last set, for a resume that names none; 0: none */
     bool expiring;           /* a worker is on its way */
+    atomic_bool cancelled;   /* the capture under way is to be given up */
     bool unrecorded; /* a template being built: no list, no registry; a crash leaves nothing to go on with */
 };
 
@@ -51,6 +53,12 @@ struct template
 {
     struct template *next;
     struct template_info info;
+};
+
+/* While it is in the manager's list, the snapshot isn't collected. */
+struct snapshot_pin {
+    struct snapshot_pin *next;
+    const char *id;
 };
 
 struct manager {
@@ -68,6 +76,7 @@ struct manager {
     pthread_mutex_t lock;
     struct sandbox *sandboxes;
     struct template *templates;
+    struct snapshot_pin *pins;
     pthread_mutex_t build; /* one template build at a time */
     pthread_t watcher;
     bool watching;
@@ -100,6 +109,13 @@ int manager_spawn(struct manager *manager, void (*function)(struct manager *, vo
 /* ---- objects.c: the lists, references, records ---- */
 
 int sandbox_acquire(struct manager *manager, const char *id_or_prefix, struct sandbox **ret, struct error *err);
+/*
+ * As sandbox_acquire, but what is under way gives way: a resume cancels a pause that isn't committed yet, a kill
+ * everything, by ending the VMM.
+ */
+enum preemption { PREEMPT_PAUSE, PREEMPT_ALL };
+int sandbox_preempt(struct manager *manager, const char *id_or_prefix, enum preemption preemption,
+                    struct sandbox **ret, struct error *err);
 void sandbox_release(struct manager *manager, struct sandbox *sandbox);
 /* A new object, neither listed nor recorded, with a VM directory's name. `info` is moved in. NULL sets err. */
 struct sandbox *sandbox_new(struct manager *manager, struct sandbox_info *info, struct error *err);
@@ -200,6 +216,9 @@ int snapshot_resolve(struct manager *manager, const char *id_or_prefix, char **r
 
 /* Removes a snapshot that no template or sandbox refers to. */
 void snapshot_collect(struct manager *manager, const char *id);
+/* `pin` and `id` stay the caller's until unpinned. */
+void snapshot_pin(struct manager *manager, struct snapshot_pin *pin, const char *id);
+void snapshot_unpin(struct manager *manager, struct snapshot_pin *pin);
 /* Removes a snapshot that only its maker knows. */
 void snapshot_discard(struct manager *manager, const char *id);
 /* Layers that nothing needs any more are removed in the background. */

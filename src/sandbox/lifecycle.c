@@ -214,6 +214,7 @@ static void undo_pause(struct manager *manager, struct sandbox *sandbox)
 int sandbox_pause(struct manager *manager, struct sandbox *sandbox, enum capture_extent extent, struct error *err)
 {
     int r = sandbox_require(sandbox, SANDBOX_RUNNING, "paused", err);
+    atomic_store(&sandbox->cancelled, false); /* before anybody can see that there is something to cancel */
     if (r == 0)
         r = sandbox_set_state(manager, sandbox, SANDBOX_PAUSING, err);
     if (r < 0)
@@ -285,7 +286,7 @@ int manager_resume(struct manager *manager, const char *id_or_prefix, const stru
     if (options->timeout_s > SANDBOX_TIMEOUT_MAX_S)
         return error_set(err, EINVAL, "the timeout must be at most %d seconds", SANDBOX_TIMEOUT_MAX_S);
     struct sandbox *sandbox;
-    int r = sandbox_acquire(manager, id_or_prefix, &sandbox, err);
+    int r = sandbox_preempt(manager, id_or_prefix, PREEMPT_PAUSE, &sandbox, err);
     if (r < 0)
         return r;
     bool was_running = sandbox->info.state == SANDBOX_RUNNING;
@@ -315,7 +316,7 @@ int sandbox_kill(struct manager *manager, struct sandbox *sandbox, struct error 
 int manager_kill(struct manager *manager, const char *id_or_prefix, struct error *err)
 {
     struct sandbox *sandbox;
-    int r = sandbox_acquire(manager, id_or_prefix, &sandbox, err);
+    int r = sandbox_preempt(manager, id_or_prefix, PREEMPT_ALL, &sandbox, err);
     if (r < 0)
         return r;
     r = sandbox_kill(manager, sandbox, err);

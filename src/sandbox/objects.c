@@ -1,11 +1,15 @@
 /* The lists of sandboxes and templates: finding, referring to, recording and changing the state of an object. */
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/io.h"
 #include "base/json.h"
+#include "base/process.h"
 #include "sandbox/internal.h"
 
 int64_t boottime_ns(void)
@@ -55,13 +59,29 @@ static int find_sandbox(struct manager *manager, const char *id_or_prefix, struc
     return 0;
 }
 
-int sandbox_acquire(struct manager *manager, const char *id_or_prefix, struct sandbox **ret, struct error *err)
+/* Under manager->lock, by which the record of the VMM's process is true. */
+static void end_vmm(const struct sandbox *sandbox)
+{
+    if (sandbox->info.vmm_pid == 0)
+        return;
+    CLEANUP_CLOSE int pidfd = process_open(sandbox->info.vmm_pid, sandbox->vmm_start_time);
+    if (pidfd >= 0)
+        syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+}
+
+/* `preemption` NULL: waits for its turn. */
+static int acquire(struct manager *manager, const char *id_or_prefix, const enum preemption *preemption,
+                   struct sandbox **ret, struct error *err)
 {
     struct sandbox *sandbox;
     pthread_mutex_lock(&manager->lock);
     int r = find_sandbox(manager, id_or_prefix, &sandbox, err);
     if (r == 0)
         sandbox->references++;
+    if (r == 0 && preemption != NULL && sandbox->info.state == SANDBOX_PAUSING)
+        atomic_store(&sandbox->cancelled, true);
+    if (r == 0 && preemption != NULL && *preemption == PREEMPT_ALL)
+        end_vmm(sandbox);
     pthread_mutex_unlock(&manager->lock);
     if (r < 0)
         return r;
@@ -72,6 +92,17 @@ int sandbox_acquire(struct manager *manager, const char *id_or_prefix, struct sa
     }
     *ret = sandbox;
     return 0;
+}
+
+int sandbox_acquire(struct manager *manager, const char *id_or_prefix, struct sandbox **ret, struct error *err)
+{
+    return acquire(manager, id_or_prefix, NULL, ret, err);
+}
+
+int sandbox_preempt(struct manager *manager, const char *id_or_prefix, enum preemption preemption,
+                    struct sandbox **ret, struct error *err)
+{
+    return acquire(manager, id_or_prefix, &preemption, ret, err);
 }
 
 void sandbox_release(struct manager *manager, struct sandbox *sandbox)

@@ -12,6 +12,9 @@ enum use { USE_NONE, USE_ORIGIN, USE_NEEDED };
 static enum use find_use(struct manager *manager, const char *id)
 {
     enum use use = USE_NONE;
+    for (const struct snapshot_pin *pin = manager->pins; pin != NULL; pin = pin->next)
+        if (strcmp(pin->id, id) == 0)
+            return USE_NEEDED;
     for (const struct template *template = manager->templates; template != NULL; template = template->next)
         if (strcmp(template->info.snapshot_id, id) == 0)
             return USE_NEEDED;
@@ -26,6 +29,25 @@ static enum use find_use(struct manager *manager, const char *id)
         use = USE_ORIGIN;
     }
     return use;
+}
+
+void snapshot_pin(struct manager *manager, struct snapshot_pin *pin, const char *id)
+{
+    pin->id = id;
+    pthread_mutex_lock(&manager->lock);
+    pin->next = manager->pins;
+    manager->pins = pin;
+    pthread_mutex_unlock(&manager->lock);
+}
+
+void snapshot_unpin(struct manager *manager, struct snapshot_pin *pin)
+{
+    pthread_mutex_lock(&manager->lock);
+    struct snapshot_pin **link = &manager->pins;
+    while (*link != pin)
+        link = &(*link)->next;
+    *link = pin->next;
+    pthread_mutex_unlock(&manager->lock);
 }
 
 static void run_gc(struct manager *manager, void *unused)
