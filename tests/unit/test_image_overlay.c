@@ -406,6 +406,7 @@ static void passes_on_what_the_base_says(void **state)
     uint8_t bytes[512] = {1};
     assert_int_equal(overlay_read(overlay, 0, sizeof(bytes), bytes), -EIO);
     assert_int_equal(overlay_write(overlay, 0, sizeof(bytes), bytes), -EIO);
+    assert_int_equal(freeze(overlay), 0); /* a generation was begun, but nothing is in it */
     base.fail = 0;
     memset(content, 7, DISK);
     assert_int_equal(overlay_read(overlay, 0, sizeof(bytes), bytes), 0);
@@ -541,39 +542,66 @@ static void survives_a_crash_between_flushes(void **state)
     overlay_close(overlay);
 }
 
+/* In the map's second page. */
+#define FULL_FIRST UINT64_C(5000)
+#define FULL_DISK  ((FULL_FIRST + BLOCKS) * BLOCK)
+
+static uint8_t byte_of(struct overlay *overlay, uint64_t block)
+{
+    uint8_t bytes[BLOCK];
+    assert_int_equal(overlay_read(overlay, block * BLOCK, BLOCK, bytes), 0);
+    assert_int_equal(bytes[8], bytes[BLOCK - 8]);
+    return bytes[8];
+}
+
 static void says_when_the_disk_is_full(void **state)
 {
     CLEANUP_FREE char *path = small_mount(*state, "tmpfs", "overlay", "size=1m");
-    struct overlay *overlay = open_with(path, DISK, read_numbers, NULL);
+    struct overlay *overlay = open_with(path, FULL_DISK, read_numbers, NULL);
     uint8_t block[BLOCK];
     unsigned written = 0;
     int r = 0;
-    for (; written < BLOCKS; written++) {
+    for (; r == 0 && written < BLOCKS; written += r == 0) {
         memset(block, (int)(1 + written % 255), BLOCK);
-        r = overlay_write(overlay, written * BLOCK, BLOCK, block);
-        if (r < 0)
-            break;
+        r = overlay_write(overlay, (FULL_FIRST + written) * BLOCK, BLOCK, block);
     }
     assert_int_equal(r, -ENOSPC);
     assert_true(written > 200);
-    int flushed = overlay_flush(overlay);
-    assert_true(flushed == 0 || flushed == -ENOSPC);
-    for (unsigned i = 0; i < BLOCKS; i++) {
-        assert_int_equal(overlay_read(overlay, i * BLOCK, BLOCK, block), 0);
-        assert_int_equal(block[BLOCK - 8], i < written ? 1 + i % 255 : i % 256);
-    }
+    assert_int_equal(overlay_flush(overlay), -ENOSPC);
+    for (uint64_t i = 0; i < BLOCKS; i++)
+        assert_int_equal(byte_of(overlay, FULL_FIRST + i), i < written ? 1 + i % 255 : (FULL_FIRST + i) % 256);
     /* Trimming makes room, and all goes on. */
-    assert_int_equal(overlay_zero(overlay, 0, 100 * BLOCK), 0);
-    memset(block, 200, BLOCK);
-    assert_int_equal(overlay_write(overlay, written * BLOCK, BLOCK, block), 0);
+    assert_int_equal(overlay_zero(overlay, FULL_FIRST * BLOCK, 100 * BLOCK), 0);
     assert_int_equal(overlay_flush(overlay), 0);
+    memset(block, 200, BLOCK);
+    assert_int_equal(overlay_write(overlay, (FULL_FIRST + written) * BLOCK, BLOCK, block), 0);
     assert_int_equal(freeze(overlay), 1);
     overlay_close(overlay);
-    overlay = open_with(path, DISK, read_numbers, NULL);
-    for (unsigned i = 0; i <= written; i++) {
-        assert_int_equal(overlay_read(overlay, i * BLOCK, BLOCK, block), 0);
-        assert_int_equal(block[100], i < 100 ? 0 : i < written ? 1 + i % 255 : 200);
-    }
+    overlay = open_with(path, FULL_DISK, read_numbers, NULL);
+    for (uint64_t i = 0; i <= written; i++)
+        assert_int_equal(byte_of(overlay, FULL_FIRST + i), i < 100 ? 0 : i < written ? 1 + i % 255 : 200);
+    overlay_close(overlay);
+}
+
+/* A map that can't be written is written by a later flush, though nothing is marked in it again. */
+static void makes_up_for_a_failed_flush(void **state)
+{
+    CLEANUP_FREE char *path = small_mount(*state, "tmpfs", "overlay", "size=1m");
+    CLEANUP_FREE char *filler = unit_path(path, "filler");
+    struct overlay *overlay = open_with(path, FULL_DISK, read_numbers, NULL);
+    uint8_t block[BLOCK];
+    memset(block, 99, BLOCK);
+    assert_int_equal(overlay_write(overlay, FULL_FIRST * BLOCK, BLOCK, block), 0);
+    CLEANUP_CLOSE int fd = open(filler, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    while (write(fd, block, BLOCK) > 0)
+        continue;
+    assert_int_equal(overlay_flush(overlay), -ENOSPC);
+    assert_int_equal(unlink(filler), 0);
+    assert_int_equal(ftruncate(fd, 0), 0);
+    assert_int_equal(overlay_flush(overlay), 0);
+    overlay_close(overlay);
+    overlay = open_with(path, FULL_DISK, read_numbers, NULL);
+    assert_int_equal(byte_of(overlay, FULL_FIRST), 99);
     overlay_close(overlay);
 }
 
@@ -725,6 +753,8 @@ static void bounds_its_generations(void **state)
     value = 7777;
     assert_int_equal(overlay_write(overlay, 0, sizeof(value), &value), 0);
     assert_int_equal(freeze(overlay), OVERLAY_GENERATIONS_MAX + 1);
+    overlay_close(overlay);
+    overlay = open_with(*state, DISK, read_numbers, NULL);
     assert_int_equal(overlay_read(overlay, 0, sizeof(value), &value), 0);
     assert_int_equal(value, 7777);
     overlay_close(overlay);
@@ -871,6 +901,32 @@ static void *use_own_parts(void *argument)
     return NULL;
 }
 
+/* Worker 0 writes whole blocks, the others their first bytes: what comes after those is always worker 0's. */
+static void *use_whole_and_part(void *argument)
+{
+    struct worker *worker = argument;
+    struct crowd *crowd = worker->crowd;
+    uint64_t seed = worker->number + 1;
+    _Alignas(4096) uint32_t block[BLOCK / sizeof(uint32_t)];
+    for (unsigned i = 0; i < ROUNDS && !atomic_load(&crowd->failed); i++) {
+        uint64_t which = random_next(&seed) % 2;
+        for (size_t j = 0; j < ARRAY_SIZE(block); j++)
+            block[j] = i + 1;
+        size_t length = worker->number == 0 ? BLOCK : 512;
+        if (overlay_write(crowd->overlay, which * BLOCK, length, block) < 0)
+            fail_crowd(crowd, "unwritable", which);
+        if (worker->number != 0)
+            continue;
+        if (overlay_read(crowd->overlay, which * BLOCK, BLOCK, block) < 0)
+            fail_crowd(crowd, "unreadable", which);
+        for (size_t j = 512 / sizeof(block[0]); j < ARRAY_SIZE(block); j++) {
+            if (block[j] != i + 1)
+                fail_crowd(crowd, "a whole block was lost", which);
+        }
+    }
+    return NULL;
+}
+
 /* Half of the blocks are written and zeroed without regard to others; a reader finds whole values of theirs only.
  */
 static void *use_common_blocks(void *argument)
@@ -962,6 +1018,11 @@ static void threads_share_blocks(void **state)
     work_together(*state, read_zero, use_own_parts);
 }
 
+static void threads_complete_blocks_that_others_write(void **state)
+{
+    work_together(*state, read_zero, use_whole_and_part);
+}
+
 static void threads_see_no_garbage(void **state)
 {
     work_together(*state, read_fifty, use_common_blocks);
@@ -1039,6 +1100,7 @@ int main(void)
         UNIT_TEST(forgets_what_was_never_flushed),
         UNIT_TEST(survives_a_crash_between_flushes),
         MOUNT_TEST(says_when_the_disk_is_full),
+        MOUNT_TEST(makes_up_for_a_failed_flush),
         UNIT_TEST(refuses_damaged_maps),
         UNIT_TEST(refuses_wrong_files),
         UNIT_TEST(allows_gaps_and_other_names),
@@ -1047,6 +1109,7 @@ int main(void)
         UNIT_TEST(flushes_large_disks),
         UNIT_TEST(threads_keep_to_their_blocks),
         UNIT_TEST(threads_share_blocks),
+        UNIT_TEST(threads_complete_blocks_that_others_write),
         UNIT_TEST(threads_see_no_garbage),
         UNIT_TEST(rebases_under_load),
     };
