@@ -30,6 +30,7 @@ PROGRAM_SECONDS = 600
 # Enough for every sandbox that is started at once.
 NETWORK_AHEAD = 24
 SETTLE_SECONDS = 0.4
+LOG_CHARACTERS = 2000
 
 
 class Api(http.client.HTTPConnection):
@@ -134,7 +135,9 @@ class World:
             raise
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, problem=None, *_):
+        if problem is not None:
+            print(f"the daemon's log ends with:\n{self.daemon.log()[-LOG_CHARACTERS:]}", file=sys.stderr)
         self.watchdog.stdin.close()
         self.watchdog.wait()
         if self.directory.exists():
@@ -209,6 +212,11 @@ class World:
         if self.exported is not None:
             shutil.rmtree(self.exported[1])
             self.exported = None
+
+    def daemon_cpu_seconds(self):
+        """What the daemon has used so far, in all its threads."""
+        fields = Path(f"/proc/{self.daemon.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def image_server(self):
         """Its process id."""

@@ -32,7 +32,7 @@ def measure(world, runs=RUNS):
         figures,
         "pause_mib_s",
         "zstd_mib_s",
-        ("zstd_durable_mib_s", "stopped_ms", "private_mib", "changed_mib", "zstd_out_mib"),
+        ("zstd_durable_mib_s", "pause_cpu_s", "zstd_cpu_s", "stopped_ms", "private_mib", "changed_mib", "zstd_out_mib"),
         at_least=True,
     )
 
@@ -45,16 +45,20 @@ def measure_once(world, sandbox, number):
     pages = world.directory / "pages"
     run_program("copy-private-pages", pid, pages, *guest_memory(pid))
     os.sync()
+    cpu_s = world.daemon_cpu_seconds()
     capture = sandbox.pause()[0]["capture"]
+    cpu_s = world.daemon_cpu_seconds() - cpu_s
     world.settle()
     size = pages.stat().st_size / 2**20
-    plain_s, durable_s, out = compress(pages)
+    plain_s, durable_s, zstd_cpu_s, out = compress(pages)
     pages.unlink()
     private = capture["bytes_private"] / 2**20
     return {
         "pause_mib_s": private / (capture["stopped_us"] / 1e6),
         "zstd_mib_s": size / plain_s,
         "zstd_durable_mib_s": size / durable_s,
+        "pause_cpu_s": cpu_s,
+        "zstd_cpu_s": zstd_cpu_s,
         "stopped_ms": capture["stopped_us"] / 1000,
         "private_mib": private,
         "changed_mib": capture["bytes_written"] / 2**20,
@@ -63,14 +67,17 @@ def measure_once(world, sandbox, number):
 
 
 def compress(path):
-    """(seconds, seconds with an fsync, size)"""
+    """(seconds, seconds with an fsync, CPU seconds, size)"""
     out = path.with_suffix(".zst")
+    before = os.times()
     begun = time.monotonic()
     subprocess.run(["zstd", "-1", "-T0", "-q", "-f", path, "-o", out], check=True)
     plain_s = time.monotonic() - begun
     with open(out, "rb") as file:
         os.fsync(file.fileno())
     durable_s = time.monotonic() - begun
+    after = os.times()
+    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
     size = out.stat().st_size
     out.unlink()
-    return plain_s, durable_s, size
+    return plain_s, durable_s, cpu_s, size
