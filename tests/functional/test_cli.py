@@ -8,7 +8,9 @@ from harness import Daemon, executable, run_process, without
 
 VERBS = [
     "doctor", "template", "template build", "template ls", "template rm", "run", "ls", "info", "logs", "stats", "exec",
-    "cp", "pause", "resume", "fork", "kill", "snapshot", "snapshot ls", "snapshot info", "snapshot rm", "env",
+    "cp", "pause", "resume", "fork", "kill", "snapshot", "snapshot ls", "snapshot info", "snapshot rm",
+    "snapshot inspect", "snapshot verify", "snapshot diff", "snapshot mount", "store", "store stats", "store gc",
+    "store compact", "store verify", "dedup-report", "env",
 ]  # fmt: skip
 
 
@@ -28,14 +30,17 @@ def test_every_verb_has_help_without_a_daemon(verb, directory):
         ["info"], ["info", "a", "b"], ["exec", "a"], ["cp", "a", "b"], ["cp", "a:b", "c:d"], ["fork", "-n", "0", "a"],
         ["fork", "-n", "x", "a"], ["run", "--timeout", "soon"], ["run", "--env", "=x"], ["run", "--on-timeout", "sing"],
         ["template"], ["template", "frobnicate"], ["kill"], ["kill", "--all", "a"],
-        ["exec", "-t", "--json", "a", "true"],
+        ["exec", "-t", "--json", "a", "true"], ["snapshot", "inspect"], ["snapshot", "verify", "a", "b"],
+        ["snapshot", "diff", "a"], ["snapshot", "mount", "a"], ["store"], ["store", "gc", "a"],
+        ["dedup-report", "--memory", "many"],
     ],
 )  # fmt: skip
 def test_usage_errors_are_status_2_and_one_line(daemon, arguments):
     daemon.cli(*arguments).expect_failure("dormouse:", "--help", status=2)
 
 
-@pytest.mark.parametrize("verb", ["info", "stats", "logs", "pause", "resume", "fork", "kill", "snapshot info"])
+@pytest.mark.parametrize("verb", ["info", "stats", "logs", "pause", "resume", "fork", "kill", "snapshot info",
+                                  "snapshot inspect", "snapshot verify", "store compact"])  # fmt: skip
 def test_an_unknown_id_is_one_clear_line(daemon, verb):
     daemon.cli(*verb.split(), "zzzzzzzz").expect_failure("there is no", "zzzzzzzz")
 
