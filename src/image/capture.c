@@ -1,16 +1,16 @@
 /*
  * The pipeline. Each worker takes a batch of runs from the source under a lock, and then works alone: it reads the
- * batch, compares it with the parent, and puts the pages that differ into frames of its own, which go to the layer
- * as soon as they are full. A worker's partial frame is filled up from its next batch; what all of them have left
- * at the end is put together by the caller's thread.
+ * batch, compares it with the parent, and gives the pages that differ to the layer, several frames at once: so
+ * neighbours stay neighbours, and writes are long. Fewer pages than that are kept until the next batch; what all
+ * workers have left at the end is put together by the caller's thread.
  *
  * The caller is the first worker. A worker that got a full batch starts the next one, so a small capture costs no
  * thread and a large one soon has them all.
  *
  * Invariants: a page is dropped only if it was seen equal, byte for byte, to what the parent has there, where a
  * hole of the parent's map is zeros without being read. After the first error no worker takes another batch, and
- * every worker that was started is joined. Memory: workers times (batch, parent's pages, frame, encoder), bounded
- * by worker_limit, and the changes.
+ * every worker that was started is joined. Memory: workers times (batch, parent's pages, kept pages, encoder),
+ * bounded by worker_limit, and the changes.
  */
 #include "image/capture.h"
 
@@ -30,6 +30,8 @@
 /* They work while others wait for the disk. */
 #define WORKERS_BEYOND_CORES 1u
 
+_Static_assert(LAYER_ADD_PAGES <= LAYER_FRAME_PAGES_MAX, "the largest frame is the most that is kept");
+
 struct worker {
     struct pipeline *pipeline;
     pthread_t thread;
@@ -43,9 +45,9 @@ struct worker {
     uint8_t *parent_pages; /* of the stretch being compared */
 
     struct frame_encoder *encoder;
-    uint8_t *frame; /* pages that differ, until there are enough */
-    uint32_t frame_numbers[LAYER_FRAME_PAGES_MAX];
-    unsigned frame_used;
+    uint8_t *kept; /* pages that differ, until there are enough */
+    uint32_t kept_numbers[LAYER_FRAME_PAGES_MAX];
+    unsigned kept_count;
 
     struct map_extent *changes;
     size_t change_count;
@@ -59,8 +61,8 @@ struct pipeline {
     const struct image_map *parent_map;
     struct layer_writer *layer;
     uint32_t layer_index;
-    unsigned frame_pages;
-    uint64_t image_pages; /* no run may reach beyond */
+    unsigned pages_at_once; /* given to the layer: whole frames */
+    uint64_t image_pages;   /* no run may reach beyond */
 
     pthread_mutex_t lock; /* of what follows */
     struct capture_run pending;
@@ -113,48 +115,43 @@ static int add_change(struct worker *worker, uint32_t page, uint32_t count, uint
     return 0;
 }
 
-static int store_frame(struct worker *worker, const uint8_t *pages, const uint32_t *numbers, unsigned count,
-                       struct error *err)
+static int add_frames(struct worker *worker, const uint8_t *pages, const uint32_t *numbers, unsigned count,
+                      struct error *err)
 {
     struct pipeline *pipeline = worker->pipeline;
     uint32_t slot;
-    int r = layer_writer_add(pipeline->layer, worker->encoder, pages, count, &slot, err);
+    int r = layer_writer_add_frames(pipeline->layer, worker->encoder, pages, count, &slot, err);
     for (unsigned i = 0; i < count && r == 0; i++)
         r = add_change(worker, numbers[i], 1, pipeline->layer_index, slot + i, err);
     return r;
 }
 
-static int flush_frame(struct worker *worker, struct error *err)
+static int add_kept(struct worker *worker, struct error *err)
 {
-    unsigned count = worker->frame_used;
-    worker->frame_used = 0;
-    return count == 0 ? 0 : store_frame(worker, worker->frame, worker->frame_numbers, count, err);
+    unsigned count = worker->kept_count;
+    worker->kept_count = 0;
+    return count == 0 ? 0 : add_frames(worker, worker->kept, worker->kept_numbers, count, err);
 }
 
-static int push_page(struct worker *worker, const uint8_t *page, uint32_t number, struct error *err)
+static int keep_page(struct worker *worker, const uint8_t *page, uint32_t number, struct error *err)
 {
-    memcpy(worker->frame + (size_t)worker->frame_used * IMAGE_PAGE_BYTES, page, IMAGE_PAGE_BYTES);
-    worker->frame_numbers[worker->frame_used++] = number;
-    return worker->frame_used == worker->pipeline->frame_pages ? flush_frame(worker, err) : 0;
+    memcpy(worker->kept + (size_t)worker->kept_count * IMAGE_PAGE_BYTES, page, IMAGE_PAGE_BYTES);
+    worker->kept_numbers[worker->kept_count++] = number;
+    return worker->kept_count == worker->pipeline->pages_at_once ? add_kept(worker, err) : 0;
 }
 
-/* Stores pages `changed` (places in the batch, ascending). Whole frames that lie together are not copied. */
+/* Pages `changed` (places in the batch, ascending) go to the layer, now or when there are more. Nothing is copied
+ * if all are there at once. */
 static int store_pages(struct worker *worker, const uint32_t *changed, size_t count, struct error *err)
 {
-    unsigned frame_pages = worker->pipeline->frame_pages;
+    unsigned at_once = worker->pipeline->pages_at_once;
+    if (worker->kept_count == 0 && count == at_once && changed[count - 1] - changed[0] == count - 1)
+        return add_frames(worker, worker->pages + (size_t)changed[0] * IMAGE_PAGE_BYTES,
+                          &worker->numbers[changed[0]], at_once, err);
     int r = 0;
-    for (size_t i = 0; i < count && r == 0;) {
-        const uint8_t *page = worker->pages + (size_t)changed[i] * IMAGE_PAGE_BYTES;
-        const uint32_t *numbers = &worker->numbers[changed[i]];
-        if (worker->frame_used == 0 && count - i >= frame_pages &&
-            changed[i + frame_pages - 1] - changed[i] == frame_pages - 1) {
-            r = store_frame(worker, page, numbers, frame_pages, err);
-            i += frame_pages;
-        } else {
-            r = push_page(worker, page, *numbers, err);
-            i++;
-        }
-    }
+    for (size_t i = 0; i < count && r == 0; i++)
+        r = keep_page(worker, worker->pages + (size_t)changed[i] * IMAGE_PAGE_BYTES, worker->numbers[changed[i]],
+                      err);
     return r;
 }
 
@@ -302,11 +299,11 @@ static int work_on_batch(struct worker *worker, struct error *err)
 
 static int worker_prepare(struct worker *worker, struct error *err)
 {
-    size_t frame_bytes = (size_t)worker->pipeline->frame_pages * IMAGE_PAGE_BYTES;
+    size_t kept_bytes = (size_t)worker->pipeline->pages_at_once * IMAGE_PAGE_BYTES;
     worker->pages = aligned_alloc(IMAGE_PAGE_BYTES, BATCH_BYTES);
     worker->parent_pages = aligned_alloc(IMAGE_PAGE_BYTES, BATCH_BYTES);
-    worker->frame = aligned_alloc(IMAGE_PAGE_BYTES, frame_bytes);
-    if (worker->pages == NULL || worker->parent_pages == NULL || worker->frame == NULL)
+    worker->kept = aligned_alloc(IMAGE_PAGE_BYTES, kept_bytes);
+    if (worker->pages == NULL || worker->parent_pages == NULL || worker->kept == NULL)
         return error_set(err, ENOMEM, "out of memory");
     return frame_encoder_new(worker->pipeline->layer, &worker->encoder, err);
 }
@@ -315,7 +312,7 @@ static void worker_done(struct worker *worker)
 {
     free(worker->pages);
     free(worker->parent_pages);
-    free(worker->frame);
+    free(worker->kept);
     free(worker->changes);
     frame_encoder_free(worker->encoder);
 }
@@ -365,10 +362,10 @@ static int store_leftovers(struct pipeline *pipeline, struct error *err)
     int r = 0;
     for (unsigned i = 1; i < pipeline->worker_count; i++) {
         const struct worker *worker = &pipeline->workers[i];
-        for (unsigned j = 0; j < worker->frame_used && r == 0; j++)
-            r = push_page(first, worker->frame + (size_t)j * IMAGE_PAGE_BYTES, worker->frame_numbers[j], err);
+        for (unsigned j = 0; j < worker->kept_count && r == 0; j++)
+            r = keep_page(first, worker->kept + (size_t)j * IMAGE_PAGE_BYTES, worker->kept_numbers[j], err);
     }
-    return r < 0 ? r : flush_frame(first, err);
+    return r < 0 ? r : add_kept(first, err);
 }
 
 static int collect(struct pipeline *pipeline, struct capture_result *ret, struct error *err)
@@ -394,11 +391,10 @@ static int collect(struct pipeline *pipeline, struct capture_result *ret, struct
     return 0;
 }
 
-static unsigned worker_limit(unsigned frame_pages)
+static unsigned worker_limit(unsigned pages_at_once)
 {
-    size_t frame_bytes = (size_t)frame_pages * IMAGE_PAGE_BYTES;
-    size_t worker_bytes =
-        2 * BATCH_BYTES + 2 * frame_bytes + ENCODER_STATE_BYTES; /* the encoder has a frame, too */
+    size_t kept_bytes = (size_t)pages_at_once * IMAGE_PAGE_BYTES;
+    size_t worker_bytes = 2 * BATCH_BYTES + 2 * kept_bytes + ENCODER_STATE_BYTES; /* the encoder has as much */
     size_t limit = MIN(CAPTURE_MEMORY_MAX / 2 / worker_bytes, (size_t)WORKERS_MAX);
     size_t cores = (size_t)MAX(sysconf(_SC_NPROCESSORS_ONLN), 1L);
     return (unsigned)MIN(cores + WORKERS_BEYOND_CORES, limit);
@@ -414,11 +410,11 @@ int capture_pipeline_run(const struct capture_source *source, struct layer_write
     pipeline->parent_map = source->parent->map;
     pipeline->layer = layer;
     pipeline->layer_index = layer_index;
-    pipeline->frame_pages = layer_writer_frame_pages(layer);
+    pipeline->pages_at_once = MAX(layer_writer_frame_pages(layer), LAYER_ADD_PAGES);
     pipeline->image_pages = UINT32_MAX;
     if (source->parent->map != NULL)
         pipeline->image_pages = MIN(source->parent->map->pages, pipeline->image_pages);
-    pipeline->worker_count = worker_limit(pipeline->frame_pages);
+    pipeline->worker_count = worker_limit(pipeline->pages_at_once);
     pipeline->lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
     uint64_t stored_before = layer_writer_stored_bytes(layer);
 

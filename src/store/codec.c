@@ -23,23 +23,19 @@ struct codec_encoder {
     enum layer_codec codec;
     ZSTD_CCtx *zstd;
     void *lz4;
-    char *out;
-    size_t out_bytes;
 };
 
-struct codec_encoder *codec_encoder_new(enum layer_codec codec, size_t bytes_max)
+struct codec_encoder *codec_encoder_new(enum layer_codec codec)
 {
     struct codec_encoder *encoder = calloc(1, sizeof(*encoder));
     if (encoder == NULL)
         return NULL;
     encoder->codec = codec;
-    encoder->out_bytes = MAX(ZSTD_compressBound(bytes_max), (size_t)LZ4_compressBound((int)bytes_max));
-    encoder->out = malloc(encoder->out_bytes);
     if (codec == LAYER_CODEC_ZSTD)
         encoder->zstd = ZSTD_createCCtx();
     else if (codec == LAYER_CODEC_LZ4)
         encoder->lz4 = malloc((size_t)LZ4_sizeofState());
-    if (encoder->out == NULL || (codec == LAYER_CODEC_ZSTD && encoder->zstd == NULL) ||
+    if ((codec == LAYER_CODEC_ZSTD && encoder->zstd == NULL) ||
         (codec == LAYER_CODEC_LZ4 && encoder->lz4 == NULL)) {
         codec_encoder_free(encoder);
         return NULL;
@@ -53,7 +49,6 @@ void codec_encoder_free(struct codec_encoder *encoder)
         return;
     ZSTD_freeCCtx(encoder->zstd);
     free(encoder->lz4);
-    free(encoder->out);
     free(encoder);
 }
 
@@ -72,22 +67,23 @@ static bool looks_random(const uint8_t *bytes, size_t length)
     return squares < SAMPLE_SQUARES;
 }
 
-static size_t compress(struct codec_encoder *encoder, const void *bytes, size_t length)
+/* 0 when it doesn't get smaller. */
+static size_t compress(struct codec_encoder *encoder, const void *bytes, size_t length, void *to)
 {
+    size_t room = length - 1;
     if (encoder->codec == LAYER_CODEC_LZ4)
-        return (size_t)LZ4_compress_fast_extState(encoder->lz4, bytes, encoder->out, (int)length,
-                                                  (int)encoder->out_bytes, 1);
-    size_t stored = ZSTD_compressCCtx(encoder->zstd, encoder->out, encoder->out_bytes, bytes, length, ZSTD_LEVEL);
+        return (size_t)LZ4_compress_fast_extState(encoder->lz4, bytes, to, (int)length, (int)room, 1);
+    size_t stored = ZSTD_compressCCtx(encoder->zstd, to, room, bytes, length, ZSTD_LEVEL);
     return ZSTD_isError(stored) ? 0 : stored;
 }
 
-enum layer_codec codec_encode(struct codec_encoder *encoder, const void *bytes, size_t length,
+enum layer_codec codec_encode(struct codec_encoder *encoder, const void *bytes, size_t length, void *to,
                               const void **ret_stored, size_t *ret_stored_length)
 {
     if (encoder->codec != LAYER_CODEC_NONE && !looks_random(bytes, length)) {
-        size_t stored = compress(encoder, bytes, length);
-        if (stored > 0 && stored < length) {
-            *ret_stored = encoder->out;
+        size_t stored = compress(encoder, bytes, length, to);
+        if (stored > 0) {
+            *ret_stored = to;
             *ret_stored_length = stored;
             return encoder->codec;
         }

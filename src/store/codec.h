@@ -13,15 +13,14 @@
 #include "store/layer.h"
 
 struct codec_encoder;
-/* For frames of up to `bytes_max`. */
-struct codec_encoder *codec_encoder_new(enum layer_codec codec, size_t bytes_max);
+struct codec_encoder *codec_encoder_new(enum layer_codec codec);
 void codec_encoder_free(struct codec_encoder *encoder);
 
 /*
  * Returns the codec the frame is best stored with: LAYER_CODEC_NONE when compression doesn't pay. *ret_stored is
- * the input itself then, else memory of the encoder, good until its next use.
+ * the input itself then, else `to`, which has room for `length` bytes.
  */
-enum layer_codec codec_encode(struct codec_encoder *encoder, const void *bytes, size_t length,
+enum layer_codec codec_encode(struct codec_encoder *encoder, const void *bytes, size_t length, void *to,
                               const void **ret_stored, size_t *ret_stored_length);
 
 struct codec_decoder;

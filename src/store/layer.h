@@ -1,7 +1,7 @@
 /*
  * layer.h: an immutable file of pages in compressed frames (docs/snapshot-format.md).
  *
- * Writing: layer_writer_open; layer_writer_add, one frame at a time, from any number of threads at once;
+ * Writing: layer_writer_open; layer_writer_add or _add_frames from any number of threads at once;
  * layer_writer_finish makes it durable and gives it its name, or layer_writer_abort leaves nothing.
  * Reading: layer_open; layer_read_frame from any number of threads, each with a frame_buffer of its own;
  * layer_close.
@@ -51,6 +51,15 @@ void frame_encoder_free(struct frame_encoder *encoder);
  */
 int layer_writer_add(struct layer_writer *writer, struct frame_encoder *encoder, const void *pages, unsigned count,
                      uint32_t *ret_slot, struct error *err);
+
+/*
+ * The same for up to LAYER_ADD_PAGES pages (or one frame, if that is more), as frames that are full but for the
+ * last. Their slots follow each other, so pages that are neighbours need one extent of a map, and one write stores
+ * them all.
+ */
+#define LAYER_ADD_PAGES 64u
+int layer_writer_add_frames(struct layer_writer *writer, struct frame_encoder *encoder, const void *pages,
+                            unsigned count, uint32_t *ret_slot, struct error *err);
 
 /* Bytes of frames so far, stored and before compression. */
 uint64_t layer_writer_stored_bytes(const struct layer_writer *writer);

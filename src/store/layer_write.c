@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -48,6 +49,7 @@ struct layer_writer {
 
 struct frame_encoder {
     struct codec_encoder *codec;
+    uint8_t *out; /* compressed frames, each with as much room as before */
 };
 
 static int out_of_memory(struct error *err)
@@ -131,14 +133,20 @@ unsigned layer_writer_frame_pages(const struct layer_writer *writer)
     return writer->frame_pages;
 }
 
+static unsigned pages_at_once(const struct layer_writer *writer)
+{
+    return MAX(writer->frame_pages, LAYER_ADD_PAGES);
+}
+
 int frame_encoder_new(const struct layer_writer *writer, struct frame_encoder **ret, struct error *err)
 {
-    struct frame_encoder *encoder = malloc(sizeof(*encoder));
+    struct frame_encoder *encoder = calloc(1, sizeof(*encoder));
     if (encoder == NULL)
         return out_of_memory(err);
-    encoder->codec = codec_encoder_new(writer->codec, (size_t)writer->frame_pages * IMAGE_PAGE_BYTES);
-    if (encoder->codec == NULL) {
-        free(encoder);
+    encoder->codec = codec_encoder_new(writer->codec);
+    encoder->out = malloc((size_t)pages_at_once(writer) * IMAGE_PAGE_BYTES);
+    if (encoder->codec == NULL || encoder->out == NULL) {
+        frame_encoder_free(encoder);
         return out_of_memory(err);
     }
     *ret = encoder;
@@ -150,72 +158,122 @@ void frame_encoder_free(struct frame_encoder *encoder)
     if (encoder == NULL)
         return;
     codec_encoder_free(encoder->codec);
+    free(encoder->out);
     free(encoder);
 }
 
-/* Gives the frame a number and a place. *ret_entry is its entry in the table, which nobody else touches. */
-static int allot(struct layer_writer *writer, struct layer_frame *frame, uint32_t *ret_number,
-                 struct layer_frame **ret_entry, struct error *err)
+/* The entry of a frame that has a number. */
+static struct layer_frame *table_entry(struct layer_writer *writer, uint32_t number)
 {
-    pthread_mutex_lock(&writer->lock);
-    uint32_t number = writer->frames;
-    if (number == writer->frames_max) {
-        pthread_mutex_unlock(&writer->lock);
+    return &writer->chunks[number / CHUNK_FRAMES][number % CHUNK_FRAMES];
+}
+
+/* The lock is held. */
+static int extend_table(struct layer_writer *writer, uint32_t frames, struct error *err)
+{
+    if (frames > writer->frames_max)
         return error_set(err, E2BIG, "layer %s is full", writer->id);
-    }
-    struct layer_frame **chunk = &writer->chunks[number / CHUNK_FRAMES];
+    struct layer_frame **chunk = &writer->chunks[(frames - 1) / CHUNK_FRAMES];
     if (*chunk == NULL)
         *chunk = malloc(CHUNK_FRAMES * sizeof(**chunk));
-    if (*chunk == NULL) {
-        pthread_mutex_unlock(&writer->lock);
-        return out_of_memory(err);
+    return *chunk == NULL ? out_of_memory(err) : 0;
+}
+
+/* Gives frames numbers and a place, one after the other. Their entries in the table are nobody else's. */
+static int allot(struct layer_writer *writer, struct layer_frame *frames, uint32_t count, uint32_t *ret_number,
+                 struct error *err)
+{
+    pthread_mutex_lock(&writer->lock);
+    int r = extend_table(writer, writer->frames + count, err);
+    if (r == 0) {
+        *ret_number = writer->frames;
+        writer->frames += count;
+        for (uint32_t i = 0; i < count; i++) {
+            frames[i].offset = writer->offset;
+            writer->offset += frames[i].stored_bytes;
+            writer->pages += frames[i].pages;
+        }
     }
-    frame->offset = writer->offset;
-    writer->offset += frame->stored_bytes;
-    writer->pages += frame->pages;
-    writer->frames++;
-    *ret_number = number;
-    *ret_entry = &(*chunk)[number % CHUNK_FRAMES];
     pthread_mutex_unlock(&writer->lock);
-    return 0;
+    return r;
 }
 
 /* Whoever passes the end of a window has the window before it written, which others have most likely filled by now.
  */
-static void begin_writeback(const struct layer_writer *writer, const struct layer_frame *frame)
+static void begin_writeback(const struct layer_writer *writer, uint64_t start, uint64_t end)
 {
-    uint64_t window = frame->offset / WRITEBACK_BYTES;
-    if (window > 0 && (frame->offset + frame->stored_bytes) / WRITEBACK_BYTES > window)
+    uint64_t window = start / WRITEBACK_BYTES;
+    if (window > 0 && end / WRITEBACK_BYTES > window)
         sync_file_range(writer->fd, (off_t)((window - 1) * WRITEBACK_BYTES), WRITEBACK_BYTES,
                         SYNC_FILE_RANGE_WRITE);
+}
+
+static int write_frames(const struct layer_writer *writer, const struct layer_frame *frames,
+                        const struct iovec *stored, uint32_t count)
+{
+    uint64_t end = frames[count - 1].offset + frames[count - 1].stored_bytes;
+    ssize_t n = pwritev(writer->fd, stored, (int)count, (off_t)frames[0].offset);
+    int r = 0;
+    /* What hinders one write of them all is met again by one of the single ones. */
+    for (uint32_t i = 0; n != (ssize_t)(end - frames[0].offset) && i < count && r == 0; i++)
+        r = io_pwrite_full(writer->fd, stored[i].iov_base, stored[i].iov_len, (off_t)frames[i].offset);
+    if (r == 0)
+        begin_writeback(writer, frames[0].offset, end);
+    return r;
+}
+
+/* Returns how many frames the pages are. */
+static uint32_t encode_frames(const struct layer_writer *writer, struct frame_encoder *encoder,
+                              const uint8_t *pages, unsigned count, struct layer_frame *frames,
+                              struct iovec *stored)
+{
+    uint32_t frame_count = 0;
+    for (unsigned done = 0; done < count; frame_count++) {
+        size_t at = (size_t)done * IMAGE_PAGE_BYTES;
+        unsigned frame_pages = MIN(count - done, writer->frame_pages);
+        const void *bytes;
+        size_t length;
+        enum layer_codec codec = codec_encode(encoder->codec, pages + at, (size_t)frame_pages * IMAGE_PAGE_BYTES,
+                                              encoder->out + at, &bytes, &length);
+        frames[frame_count] = (struct layer_frame){
+            .stored_bytes = (uint32_t)length, .pages = (uint16_t)frame_pages, .codec = (uint16_t)codec};
+        stored[frame_count] = (struct iovec){(void *)bytes, length};
+        done += frame_pages;
+    }
+    return frame_count;
+}
+
+int layer_writer_add_frames(struct layer_writer *writer, struct frame_encoder *encoder, const void *pages,
+                            unsigned count, uint32_t *ret_slot, struct error *err)
+{
+    if (count == 0 || count > pages_at_once(writer))
+        return error_set(err, EINVAL, "%u pages to be added at once", count);
+    struct layer_frame frames[LAYER_ADD_PAGES];
+    struct iovec stored[LAYER_ADD_PAGES];
+    uint32_t frame_count = encode_frames(writer, encoder, pages, count, frames, stored);
+    uint32_t number = 0;
+    int r = allot(writer, frames, frame_count, &number, err);
+    if (r < 0)
+        return r;
+    for (uint32_t i = 0; i < frame_count; i++) {
+        frames[i].checksum = layer_frame_checksum(&frames[i], writer->id, number + i, stored[i].iov_base);
+        *table_entry(writer, number + i) = frames[i];
+    }
+    r = write_frames(writer, frames, stored, frame_count);
+    if (r < 0) {
+        atomic_store(&writer->failure, r);
+        return error_code(err, r, "cannot write layer %s", writer->id);
+    }
+    *ret_slot = number * writer->frame_pages;
+    return 0;
 }
 
 int layer_writer_add(struct layer_writer *writer, struct frame_encoder *encoder, const void *pages, unsigned count,
                      uint32_t *ret_slot, struct error *err)
 {
-    if (count == 0 || count > writer->frame_pages)
+    if (count > writer->frame_pages)
         return error_set(err, EINVAL, "%u pages for a frame of %u", count, writer->frame_pages);
-    const void *stored;
-    size_t stored_bytes;
-    struct layer_frame frame = {.pages = (uint16_t)count};
-    frame.codec =
-        (uint16_t)codec_encode(encoder->codec, pages, (size_t)count * IMAGE_PAGE_BYTES, &stored, &stored_bytes);
-    frame.stored_bytes = (uint32_t)stored_bytes;
-    uint32_t number = 0;
-    struct layer_frame *entry = NULL;
-    int r = allot(writer, &frame, &number, &entry, err);
-    if (r < 0)
-        return r;
-    frame.checksum = layer_frame_checksum(&frame, writer->id, number, stored);
-    *entry = frame;
-    r = io_pwrite_full(writer->fd, stored, stored_bytes, (off_t)frame.offset);
-    if (r < 0) {
-        atomic_store(&writer->failure, r);
-        return error_code(err, r, "cannot write layer %s", writer->id);
-    }
-    begin_writeback(writer, &frame);
-    *ret_slot = number * writer->frame_pages;
-    return 0;
+    return layer_writer_add_frames(writer, encoder, pages, count, ret_slot, err);
 }
 
 uint64_t layer_writer_stored_bytes(const struct layer_writer *writer)
