@@ -620,6 +620,48 @@ static void frames_are_not_taken_for_each_other(void **state)
     assert_int_equal(check_all(directory, here, here->bytes), -EBADMSG);
 }
 
+/* Several frames with one call: the last one may be short, and what doesn't shrink is in between. */
+static void frames_added_at_once_follow_each_other(void **state)
+{
+    CLEANUP_CLOSE int directory = open_directory(*state);
+    struct layer_writer *writer = open_writer(directory, LAYER_CODEC_ZSTD, 4);
+    struct frame_encoder *encoder = NULL;
+    struct frame_buffer *buffer = NULL;
+    assert_int_equal(frame_encoder_new(writer, &encoder, NULL), 0);
+    assert_int_equal(frame_buffer_new(&buffer, NULL), 0);
+    uint8_t *pages = calloc(LAYER_ADD_PAGES + 1, IMAGE_PAGE_BYTES);
+    for (unsigned i = 0; i < LAYER_ADD_PAGES; i++)
+        fill(pages + (size_t)i * IMAGE_PAGE_BYTES, 1, i % 8 < 4 ? 1 : i);
+    uint32_t random = 1;
+    for (size_t i = 8 * IMAGE_PAGE_BYTES; i < 12 * IMAGE_PAGE_BYTES; i++)
+        pages[i] = (uint8_t)((random = random * 1664525 + 1013904223) >> 24);
+    uint32_t slot;
+    assert_int_equal(layer_writer_add_frames(writer, encoder, pages, LAYER_ADD_PAGES + 1, &slot, NULL), -EINVAL);
+    static const unsigned counts[] = {LAYER_ADD_PAGES, 1, 4, 31, LAYER_ADD_PAGES - 1};
+    uint32_t slots[ARRAY_SIZE(counts)];
+    for (size_t i = 0; i < ARRAY_SIZE(counts); i++)
+        assert_int_equal(layer_writer_add_frames(writer, encoder, pages, counts[i], &slots[i], NULL), 0);
+    char id[LAYER_ID_LENGTH + 1];
+    snprintf(id, sizeof(id), "%s", layer_writer_id(writer));
+    uint64_t bytes;
+    assert_int_equal(layer_writer_finish(writer, &bytes, NULL), 0);
+    struct layer *layer = NULL;
+    assert_int_equal(layer_open(directory, id, bytes, &layer, NULL), 0);
+    assert_int_equal(layer_verify(layer, NULL), 0);
+    for (size_t i = 0; i < ARRAY_SIZE(counts); i++) {
+        for (unsigned page = 0; page < counts[i]; page += 4) {
+            const uint8_t *read;
+            int n = layer_read_frame(layer, (slots[i] + page) / 4, false, buffer, &read, NULL);
+            assert_int_equal(n, MIN(counts[i] - page, 4u));
+            assert_memory_equal(read, pages + (size_t)page * IMAGE_PAGE_BYTES, (size_t)n * IMAGE_PAGE_BYTES);
+        }
+    }
+    layer_close(layer);
+    frame_buffer_free(buffer);
+    frame_encoder_free(encoder);
+    free(pages);
+}
+
 static void an_aborted_layer_leaves_nothing(void **state)
 {
     CLEANUP_CLOSE int directory = open_directory(*state);
@@ -681,6 +723,7 @@ int main(void)
         UNIT_TEST(frames_and_slots_are_bounded),
         UNIT_TEST(two_zstd_frames_are_not_one),
         UNIT_TEST(frames_are_not_taken_for_each_other),
+        UNIT_TEST(frames_added_at_once_follow_each_other),
         UNIT_TEST(an_aborted_layer_leaves_nothing),
         UNIT_TEST(a_frame_that_was_not_written_fails_the_layer),
     };
