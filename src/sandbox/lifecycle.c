@@ -223,6 +223,11 @@ int sandbox_pause(struct manager *manager, struct sandbox *sandbox, enum capture
     r = sandbox_capture(manager, sandbox, CAPTURE_AND_STOP, extent, &snapshot_id, err);
     if (r < 0) {
         undo_pause(manager, sandbox);
+        if (r == -ECANCELED)
+            error_set(err, ECANCELED,
+                      "pausing sandbox %s was cancelled: it was to be resumed or killed before the "
+                      "snapshot was done",
+                      sandbox->info.id);
         return r;
     }
     sandbox_finish_pause(manager, sandbox);

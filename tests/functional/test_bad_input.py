@@ -117,7 +117,7 @@ def test_calls_on_one_sandbox_at_once_never_race(daemon):
     processes = [daemon.popen(verb, sandbox.id, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for verb in verbs]
     for process in processes:
         _, error = process.communicate(timeout=90)
-        assert process.returncode == 0 or b"paused" in error, error
+        assert process.returncode == 0 or b"paused" in error or b"cancelled" in error, error
     daemon.expect_consistent()
     sandbox.resume()
     counter.wait_beyond(state)
