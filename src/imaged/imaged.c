@@ -24,10 +24,12 @@
 #include "base/io.h"
 #include "base/unix_socket.h"
 #include "imaged/control.h"
+#include "imaged/guard.h"
 #include "imaged/protocol.h"
 #include "imaged/server.h"
 
 #define STOP_SECONDS 20
+#define LOCK_SECONDS 3
 
 static const char usage[] = "Usage: dormouse-imaged --data DIR [--ready-fd N]\n"
                             "Serves the images of snapshots and the disks of sandboxes; started by dormoused.\n"
@@ -41,6 +43,25 @@ struct options {
     int ready_fd; /* -1: none */
 };
 
+static void interrupt(int signal)
+{
+    (void)signal;
+}
+
+/* Waits a little: for the guard of a server that has just died. */
+static int wait_for_lock(int fd)
+{
+    struct sigaction action = {.sa_handler = interrupt};
+    sigaction(SIGALRM, &action, NULL);
+    alarm(LOCK_SECONDS);
+    int r = flock(fd, LOCK_EX);
+    alarm(0);
+    action.sa_handler = SIG_DFL;
+    sigaction(SIGALRM, &action, NULL);
+    return r;
+}
+
+/* Kept until the process ends. */
 static int take_lock(const char *data, struct error *err)
 {
     CLEANUP_FREE char *path = NULL;
@@ -49,10 +70,10 @@ static int take_lock(const char *data, struct error *err)
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0)
         return error_errno(err, "cannot open %s", path);
-    if (flock(fd, LOCK_EX | LOCK_NB) < 0)
-        return errno == EWOULDBLOCK ? error_set(err, EBUSY, "another image server has %s", data)
-                                    : error_errno(err, "cannot lock %s", path);
-    return 0; /* kept until the process ends */
+    if (wait_for_lock(fd) < 0)
+        return errno == EINTR ? error_set(err, EBUSY, "another image server has %s", data)
+                              : error_errno(err, "cannot lock %s", path);
+    return fd;
 }
 
 /* Guests stand still while we do: neither the OOM killer nor reclaim through our own mounts may come in between. */
@@ -119,10 +140,13 @@ static void say_ready(int fd)
 
 static int run(const struct options *options, struct error *err)
 {
-    int r = take_lock(options->data, err);
+    int lock_fd = take_lock(options->data, err);
+    if (lock_fd < 0)
+        return lock_fd;
+    secure_resources();
+    int r = guard_start(options->data, lock_fd, err);
     if (r < 0)
         return r;
-    secure_resources();
     int signal_fd = block_signals(err);
     int stop_fd = eventfd(0, EFD_CLOEXEC);
     if (signal_fd < 0 || stop_fd < 0)

@@ -243,6 +243,7 @@ static void images_op_read(fuse_req_t request, fuse_ino_t inode, size_t size, of
     run.count = MIN((size + IMAGE_PAGE_BYTES - 1) / IMAGE_PAGE_BYTES, served->pages - run.page);
     metric_add(&metrics->misses, 1);
     metric_add(&metrics->miss_pages, run.count);
+    served_hold(served); /* once it is answered, the kernel may forget it */
     struct held_frame held = {0};
     CLEANUP_ERROR struct error err = ERROR_INIT;
     int r = fetch(self, served, run, &held, &err);
@@ -251,11 +252,13 @@ static void images_op_read(fuse_req_t request, fuse_ino_t inode, size_t size, of
         metric_add(&metrics->failed_reads, 1);
         images->options.failed(images->options.context, served, error_message(&err));
         fuse_reply_err(request, EIO);
+        served_put(served);
         return;
     }
     fuse_reply_buf(request, (const char *)self->reply, MIN(size, run.count * IMAGE_PAGE_BYTES));
     histogram_add(&metrics->fetch, clock_monotonic_ns() - begin_ns);
     look_ahead(self, served, run, &held);
+    served_put(served);
 }
 
 static void images_op_write(fuse_req_t request, fuse_ino_t inode, const char *bytes, size_t size, off_t offset,
@@ -268,10 +271,12 @@ static void images_op_write(fuse_req_t request, fuse_ino_t inode, const char *by
     if (file->writepage)
         images->options.failed(images->options.context, served,
                                "a VMM wrote to the image through a shared mapping");
+    served_hold(served);
     fuse_reply_err(request, EROFS);
     if (offset >= 0)
         store_invalidate(served, (struct page_run){.page = (uint64_t)offset / IMAGE_PAGE_BYTES,
                                                    .count = size / IMAGE_PAGE_BYTES + 2});
+    served_put(served);
 }
 
 static void images_op_fallocate(fuse_req_t request, fuse_ino_t inode, int mode, off_t offset, off_t length,

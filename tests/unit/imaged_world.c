@@ -59,7 +59,7 @@ char *world_path(const struct world *world, const char *format, ...)
     va_start(arguments, format);
     int n = vasprintf(&name, format, arguments);
     va_end(arguments);
-    char *path;
+    char *path = NULL;
     assert_true(n >= 0 && asprintf(&path, "%s/%s", world->directory, name) >= 0);
     return path;
 }
