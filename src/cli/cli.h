@@ -34,7 +34,8 @@ struct verb {
     verb_function run;
 };
 
-/* A verb that only chooses among others: dormouse itself, template, snapshot, store. `prefix`: "" or the group's name. */
+/* A verb that only chooses among others: dormouse itself, template, snapshot, store. `prefix`: "" or the group's
+ * name. */
 int verb_dispatch(struct cli *cli, const char *prefix, const char *summary, const struct verb *verbs, size_t count,
                   int argc, char **argv, struct error *err);
 

@@ -61,6 +61,7 @@ struct examination {
     struct codec_encoder *encoder;
     struct frame_buffer *frame;
     uint8_t *window;
+    uint8_t *compressed; /* a block, as large as the window */
 };
 
 void dedup_report_done(struct dedup_report *report)
@@ -389,7 +390,7 @@ static int note_block(struct examination *examination, uint32_t node, const void
     if (entry->stored_bytes == 0) {
         const void *stored;
         size_t stored_length;
-        codec_encode(examination->encoder, block, length, &stored, &stored_length);
+        codec_encode(examination->encoder, block, length, examination->compressed, &stored, &stored_length);
         entry->stored_bytes = (uint32_t)stored_length;
         entry->holder = node;
         add_block(&row->all, length, entry->stored_bytes);
@@ -624,8 +625,10 @@ static int make_table(struct examination *examination, uint64_t memory_limit, st
     examination->report.passes = (unsigned)passes;
     examination->table = calloc(examination->slots, sizeof(*examination->table));
     examination->window = malloc((size_t)WINDOW_PAGES * IMAGE_PAGE_BYTES);
-    examination->encoder = codec_encoder_new(LAYER_CODEC_ZSTD, (size_t)WINDOW_PAGES * IMAGE_PAGE_BYTES);
-    if (examination->table == NULL || examination->window == NULL || examination->encoder == NULL)
+    examination->compressed = malloc((size_t)WINDOW_PAGES * IMAGE_PAGE_BYTES);
+    examination->encoder = codec_encoder_new(LAYER_CODEC_ZSTD);
+    if (examination->table == NULL || examination->window == NULL || examination->compressed == NULL ||
+        examination->encoder == NULL)
         return error_set(err, ENOMEM, "out of memory");
     return frame_buffer_new(&examination->frame, err);
 }
@@ -658,6 +661,7 @@ static void end_examination(struct examination *examination)
     if (examination->frame != NULL)
         frame_buffer_free(examination->frame);
     free(examination->window);
+    free(examination->compressed);
     free(examination->table);
     free(examination->nodes);
     dedup_report_done(&examination->report);

@@ -23,7 +23,7 @@
 #include "base/error.h"
 #include "store/manifest.h"
 
-#define DEDUP_SIZES        5
+#define DEDUP_SIZES 5
 
 extern const uint32_t dedup_block_bytes[DEDUP_SIZES];
 

@@ -50,7 +50,7 @@ struct snapshot {
     struct snapshot_layer *layers;
     uint32_t layer_count;
     struct image_map maps[IMAGE_KINDS];
-    void *device_state; /* NULL: disk only; then there is no memory map either */
+    void *device_state;        /* NULL: disk only; then there is no memory map either */
     size_t device_state_bytes; /* known from the head, too */
 };
 void snapshot_done(struct snapshot *snapshot);

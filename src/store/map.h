@@ -1,8 +1,8 @@
 /*
  * map.h: which layer holds a page of an image: sorted extents, flat whatever the depth (docs/snapshot-format.md).
  *
- * Order of calls: image_map_decode or image_map_apply; image_map_find; image_map_done. Pure: no I/O; a map that is not
- * being changed may be read by any number of threads. Errors: -EBADMSG for a damaged map, -ENOMEM, -E2BIG.
+ * Order of calls: image_map_decode or image_map_apply; image_map_find; image_map_done. Pure: no I/O; a map that is
+ * not being changed may be read by any number of threads. Errors: -EBADMSG for a damaged map, -ENOMEM, -E2BIG.
  */
 #ifndef DORMOUSE_STORE_MAP_H
 #define DORMOUSE_STORE_MAP_H
@@ -42,7 +42,8 @@ int image_map_decode(const void *bytes, size_t length, uint64_t pages, uint32_t 
 const struct map_extent *image_map_find(const struct image_map *map, uint64_t page, uint64_t *ret_next);
 
 /*
- * What `parent` (NULL: all zero) becomes with `changes` on top, which are ascending and don't overlap. Linear in both.
+ * What `parent` (NULL: all zero) becomes with `changes` on top, which are ascending and don't overlap. Linear in
+ * both.
  */
 int image_map_apply(const struct image_map *parent, uint64_t pages, const struct map_extent *changes, size_t count,
                     struct image_map *ret, struct error *err);
