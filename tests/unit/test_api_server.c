@@ -261,7 +261,7 @@ static void test_e2b_refusals(void **state)
     }
     expect("POST", "/sandboxes", "{}", 400);
     expect("POST", "/sandboxes", "{\"templateID\":\"base\",\"autoResume\":{\"enabled\":true}}", 501);
-    expect("POST", "/sandboxes", "{\"templateID\":\"base\",\"autoPause\":true,\"autoPauseMemory\":false}", 501);
+    expect("POST", "/sandboxes", "{\"templateID\":\"base\",\"autoPause\":true,\"autoPauseMemory\":false}", 201);
     expect("POST", "/sandboxes",
            "{\"templateID\":\"base\",\"network\":{\"denyOut\":[\"0.0.0.0/0\"],\"allowOut\":[],\"rules\":{}}}", 201);
     json_t *none = call("GET", "/sandboxes?metadata=k%3Dv", NULL, 200);
