@@ -32,5 +32,5 @@ void priority_answering(void)
 
 void priority_ahead(void)
 {
-    set(SCHED_BATCH, 5, 0);
+    set(SCHED_BATCH, 0, 0);
 }
