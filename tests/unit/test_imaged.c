@@ -190,6 +190,40 @@ static void test_writing_is_refused(void **state)
     world_detach(&world, "vm1", &files);
 }
 
+static int write_through_a_mapping(const char *path)
+{
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    uint8_t *image = mmap(NULL, IMAGE_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (image == MAP_FAILED)
+        return 1;
+    memset(image, 0xee, IMAGE_PAGE_BYTES);
+    return msync(image, IMAGE_PAGE_BYTES, MS_SYNC) < 0 ? 0 : 2;
+}
+
+/* This the kernel doesn't refuse in time, so whoever may have read it is told. */
+static void test_writing_through_a_mapping_is_a_failure(void **state)
+{
+    (void)state;
+    struct world_snapshot snapshot;
+    world_snapshot(&world, 13, &snapshot);
+    struct imaged_files files;
+    world_attach(&world, "vm1", &snapshot, &files);
+    CLEANUP_CLOSE int watch_fd = imaged_watch(world.imaged, NULL);
+    assert_int_equal(run_as_vmm(write_through_a_mapping, files.memory), 0);
+    struct pollfd failed = {.fd = watch_fd, .events = POLLIN};
+    assert_int_equal(poll(&failed, 1, 30000), 1);
+    CLEANUP_FREE char *reason = NULL;
+    assert_int_equal(imaged_failure(world.imaged, "vm1", &reason, NULL), 1);
+    assert_non_null(strstr(reason, "shared mapping"));
+    /* It is thrown out of the page cache. */
+    CLEANUP_CLOSE int fd = open(files.memory, O_RDONLY | O_CLOEXEC);
+    uint8_t bytes[IMAGE_PAGE_BYTES];
+    do
+        assert_int_equal(pread(fd, bytes, sizeof(bytes), 0), sizeof(bytes));
+    while (!world_is_page(bytes, snapshot.pages[IMAGE_MEMORY][0]));
+    world_detach(&world, "vm1", &files);
+}
+
 /* Flips a bit in the middle of a file. */
 static void damage(const char *layer)
 {
@@ -374,6 +408,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_reads_equal_what_was_stored, setup, teardown),
         cmocka_unit_test_setup_teardown(test_writing_is_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_writing_through_a_mapping_is_a_failure, setup, teardown),
         cmocka_unit_test_setup_teardown(test_damage_is_an_error_for_those_concerned, setup, teardown),
         cmocka_unit_test_setup_teardown(test_damage_below_an_overlay_is_one_too, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_second_mapping_misses_nothing, setup, teardown),
