@@ -151,16 +151,13 @@ static int apply(struct capture_job *job, enum image_kind kind, const struct cap
                            &job->snapshot.maps[kind], err);
 }
 
-static int open_parent(const struct capture_job *job, enum image_kind kind, struct capture_parent *ret,
-                       struct error *err)
+/* The parent image as a file; the caller closes it. */
+static int open_parent(const struct capture_job *job, enum image_kind kind, struct error *err)
 {
     const struct imaged_files *files = &job->sandbox->files;
     const char *path = kind == IMAGE_MEMORY ? files->memory_parent : files->disk_parent;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return error_errno(err, "cannot open %s", path);
-    *ret = (struct capture_parent){.map = &job->parents[kind], .fd = fd};
-    return 0;
+    return fd < 0 ? error_errno(err, "cannot open %s", path) : fd;
 }
 
 static int take_memory(struct capture_job *job, struct error *err)
@@ -168,11 +165,12 @@ static int take_memory(struct capture_job *job, struct error *err)
     CLEANUP_FREE struct vmm_ram_range *ranges = NULL;
     struct capture_memory source = {.pid = vmm_pid(job->sandbox->vmm), .cancelled = &job->sandbox->cancelled};
     int r = vmm_ram_ranges(job->sandbox->vmm, &ranges, &source.range_count, err);
-    if (r == 0)
-        r = open_parent(job, IMAGE_MEMORY, &source.parent, err);
     if (r < 0)
         return r;
-    CLEANUP_CLOSE int parent_fd = source.parent.fd;
+    CLEANUP_CLOSE int parent_fd = open_parent(job, IMAGE_MEMORY, err);
+    if (parent_fd < 0)
+        return parent_fd;
+    source.parent = (struct capture_parent){.map = &job->parents[IMAGE_MEMORY], .fd = parent_fd};
     source.ranges = ranges;
     CLEANUP(capture_result_done) struct capture_result result = {0};
     r = capture_memory(&source, job->layers[IMAGE_MEMORY], job->layer_indexes[IMAGE_MEMORY], &result, err);
@@ -183,22 +181,28 @@ static int take_memory(struct capture_job *job, struct error *err)
     return r;
 }
 
+static int capture_blocks(struct capture_job *job, struct capture_result *ret, struct error *err)
+{
+    CLEANUP_CLOSE int parent_fd = open_parent(job, IMAGE_DISK, err);
+    if (parent_fd < 0)
+        return parent_fd;
+    struct capture_disk source = {
+        .parent = {.map = &job->parents[IMAGE_DISK], .fd = parent_fd},
+        .cancelled = &job->sandbox->cancelled,
+    };
+    int r = overlay_view_open(job->sandbox->vm_directory, job->snapshot.manifest.disk_bytes, job->generation,
+                              &source.view, err);
+    if (r < 0)
+        return r;
+    r = capture_disk(&source, job->layers[IMAGE_DISK], job->layer_indexes[IMAGE_DISK], ret, err);
+    overlay_view_close(source.view);
+    return r;
+}
+
 static int take_disk(struct capture_job *job, struct error *err)
 {
-    struct capture_disk source = {.view = NULL, .cancelled = &job->sandbox->cancelled};
-    CLEANUP_CLOSE int parent_fd = -1;
     CLEANUP(capture_result_done) struct capture_result result = {0};
-    int r = 0;
-    if (job->generation > 0) {
-        r = overlay_view_open(job->sandbox->vm_directory, job->snapshot.manifest.disk_bytes, job->generation,
-                              &source.view, err);
-        if (r == 0)
-            r = open_parent(job, IMAGE_DISK, &source.parent, err);
-        parent_fd = source.parent.fd;
-        if (r == 0)
-            r = capture_disk(&source, job->layers[IMAGE_DISK], job->layer_indexes[IMAGE_DISK], &result, err);
-        overlay_view_close(source.view);
-    }
+    int r = job->generation > 0 ? capture_blocks(job, &result, err) : 0;
     return r == 0 ? apply(job, IMAGE_DISK, &result, err) : r;
 }
 
