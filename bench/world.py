@@ -26,6 +26,7 @@ from harness import BUILD, Daemon  # noqa: E402
 BASE = Path(os.environ.get("DORMOUSE_BENCH_DATA", "/var/cache/dormouse-bench"))
 
 CALL_SECONDS = 300
+IDLE_SECONDS = 5
 PROGRAM_SECONDS = 600
 # Enough for every sandbox that is started at once.
 NETWORK_AHEAD = 24
@@ -39,20 +40,29 @@ class Api(http.client.HTTPConnection):
     def __init__(self, path):
         super().__init__("localhost", timeout=CALL_SECONDS)
         self.path = str(path)
+        self.last_used = 0
 
     def connect(self):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self.path)
 
+    def be_connected(self):
+        """The daemon closes a connection that nobody uses for a while."""
+        if time.monotonic() - self.last_used > IDLE_SECONDS:
+            self.close()
+            self.connect()
+
     def call(self, method, path, body=None):
         """Returns the decoded answer and the wall time in ms from the request to its last byte."""
         text = json.dumps(body) if body is not None else None
+        self.be_connected()
         begun = time.monotonic()
         self.request(method, "/dormouse/v1" + path, text, {"Content-Type": "application/json"} if text else {})
         response = self.getresponse()
         answer = response.read()
-        elapsed = (time.monotonic() - begun) * 1000
+        self.last_used = time.monotonic()
+        elapsed = (self.last_used - begun) * 1000
         if response.status >= 300:
             raise RuntimeError(f"{method} {path}: {response.status} {answer.decode(errors='replace')}")
         return (json.loads(answer) if answer else None), elapsed
