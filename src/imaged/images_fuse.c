@@ -215,10 +215,9 @@ static void look_ahead(struct reader *reader, struct served *served, struct page
     struct page_run push = read_ahead_miss(&served->ahead, run, pushed, zero ? &holes : &frames);
     uint64_t left = served->pages - MIN(push.page, served->pages);
     push.count = MIN(push.count, left);
-    store_run(served, push);
     /* What is pushed ahead leaves no miss when it is touched; that it is wanted is likely enough. */
-    served_record(served, run);
     served_record(served, push);
+    store_run(served, push);
 }
 
 static void images_op_read(fuse_req_t request, fuse_ino_t inode, size_t size, off_t offset,
@@ -243,6 +242,7 @@ static void images_op_read(fuse_req_t request, fuse_ino_t inode, size_t size, of
     run.count = MIN((size + IMAGE_PAGE_BYTES - 1) / IMAGE_PAGE_BYTES, served->pages - run.page);
     metric_add(&metrics->misses, 1);
     metric_add(&metrics->miss_pages, run.count);
+    served_record(served, run);
     served_hold(served); /* once it is answered, the kernel may forget it */
     struct held_frame held = {0};
     CLEANUP_ERROR struct error err = ERROR_INIT;

@@ -2,8 +2,8 @@
  * Working sets: recording what is missed, and pushing it into the page cache ahead of a guest.
  *
  * Prefetching threads are apart from the storers, so that a guest that runs already isn't held up behind a long
- * prefetch. They share each prefetch, a batch of pages at a time, and take turns between prefetches. A frame is
- * read by the one that comes first to the lowest wanted page in it.
+ * prefetch. They share each prefetch, a batch of pages at a time, and take turns between prefetches. A frame is read
+ * by the one that comes first to a page in it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -52,20 +52,20 @@ static size_t find_wanted(const struct prefetch *prefetch, uint64_t page)
     return low;
 }
 
-/* Whether this thread is the one to read the frame that holds `page`. */
-static bool claim_frame(struct prefetch *prefetch, const struct image *image, uint64_t page)
+/* Whether this thread is the one to read the frame that holds the page; if so, others needn't for its other pages.
+ */
+static bool claim_frame(struct prefetch *prefetch, const struct image *image, size_t wanted)
 {
+    if (atomic_exchange(&prefetch->pages[wanted].claimed, true))
+        return false;
     struct image_mate mates[LAYER_FRAME_PAGES_MAX];
-    size_t count = image_frame_mates(image, page, mates);
-    size_t claim = find_wanted(prefetch, page);
+    size_t count = image_frame_mates(image, prefetch->pages[wanted].page, mates);
     for (size_t i = 0; i < count; i++) {
-        size_t wanted = find_wanted(prefetch, mates[i].page);
-        if (wanted < prefetch->count && prefetch->pages[wanted].page == mates[i].page) {
-            claim = wanted;
-            break;
-        }
+        size_t other = find_wanted(prefetch, mates[i].page);
+        if (other < prefetch->count && prefetch->pages[other].page == mates[i].page)
+            atomic_store(&prefetch->pages[other].claimed, true);
     }
-    return !atomic_exchange(&prefetch->pages[claim].claimed, true);
+    return true;
 }
 
 /* Wanted pages from `first` on that follow each other. */
@@ -105,7 +105,7 @@ static void fetch_batch(struct prefetch *prefetch, size_t first, size_t end, str
             run.count = MIN(run.count, place.count);
             store_zeros_now(served, run);
             i += run.count - 1;
-        } else if (claim_frame(prefetch, image, page)) {
+        } else if (claim_frame(prefetch, image, i)) {
             store_frame_now(served, page, &place, frame);
         }
     }
