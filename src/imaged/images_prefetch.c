@@ -2,8 +2,8 @@
  * Working sets: recording what is missed, and pushing it into the page cache ahead of a guest.
  *
  * Prefetching threads are apart from the storers, so that a guest that runs already isn't held up behind a long
- * prefetch. They share each prefetch, a batch of pages at a time, and take turns between prefetches. A frame is read
- * by the one that comes first to a page in it.
+ * prefetch. They share each prefetch, a batch of pages at a time, and take turns between prefetches. A frame is
+ * read by the one that comes first to a page in it.
  */
 #include <errno.h>
 #include <fcntl.h>
