@@ -22,13 +22,14 @@
 #include "store/codec.h"
 #include "store/image.h"
 
-#define WINDOW_PAGES  512u /* the largest block */
-#define WORD_PAGES    64u
-#define WINDOW_WORDS  (WINDOW_PAGES / WORD_PAGES)
-#define LOAD_RETRIES  3
-#define PASSES_MAX    4096u
-#define NO_PARENT     UINT32_MAX
-#define TABLE_FILL(n) ((n) / 4 * 3)
+#define WINDOW_PAGES    512u /* the largest block */
+#define WORD_PAGES      64u
+#define WINDOW_WORDS    (WINDOW_PAGES / WORD_PAGES)
+#define LOAD_RETRIES    3
+#define EXAMINE_RETRIES 5
+#define PASSES_MAX      4096u
+#define NO_PARENT       UINT32_MAX
+#define TABLE_FILL(n)   ((n) / 4 * 3)
 
 const uint32_t dedup_block_bytes[DEDUP_SIZES] = {4096, 16384, 65536, 262144, 2097152};
 
@@ -470,8 +471,6 @@ static int begin_visit(const struct examination *examination, uint32_t node, boo
     int r = -ENOENT;
     for (unsigned i = 0; r == -ENOENT && i < LOAD_RETRIES; i++)
         r = try_visit(examination, node, open, ret, err);
-    if (r == -ENOENT)
-        error_hint(err, "it was removed meanwhile, or is damaged: dormouse snapshot verify");
     return r;
 }
 
@@ -667,8 +666,8 @@ static void end_examination(struct examination *examination)
     dedup_report_done(&examination->report);
 }
 
-int dedup_examine(const char *data_directory, char *const *ids, size_t id_count, uint64_t memory_limit,
-                  struct dedup_report *ret, struct error *err)
+static int try_examine(const char *data_directory, char *const *ids, size_t id_count, uint64_t memory_limit,
+                       struct dedup_report *ret, struct error *err)
 {
     struct examination examination = {.data_directory = data_directory, .layers_fd = -1};
     int r;
@@ -682,7 +681,22 @@ int dedup_examine(const char *data_directory, char *const *ids, size_t id_count,
     if (r == 0) {
         *ret = examination.report;
         examination.report = (struct dedup_report){0};
+    } else if (r == -ENOENT && examination.report.count > 0) {
+        r = -EAGAIN; /* one that has been found is gone */
     }
     end_examination(&examination);
+    return r;
+}
+
+int dedup_examine(const char *data_directory, char *const *ids, size_t id_count, uint64_t memory_limit,
+                  struct dedup_report *ret, struct error *err)
+{
+    int r = -EAGAIN;
+    for (unsigned i = 0; r == -EAGAIN && i < EXAMINE_RETRIES; i++)
+        r = try_examine(data_directory, ids, id_count, memory_limit, ret, err);
+    if (r == -EAGAIN)
+        error_hint(err,
+                   "it was removed meanwhile, or is damaged: name those that stay, or look with dormouse store "
+                   "verify");
     return r;
 }

@@ -2,7 +2,7 @@
  * dedup.h: what finding equal blocks would save in a data directory's snapshots. Measures; changes nothing.
  *
  * dedup_examine reads manifests and layers as any reader does: no daemon is needed, one may run, no lock is taken.
- * A snapshot that goes meanwhile is an error only if it was asked for by name or had been begun.
+ * When a snapshot goes meanwhile, all is done again, a few times: name those that stay where many come and go.
  *
  * What is counted, for each size of block, memory and disk separately: blocks that aren't zero, and are not already
  * shared with the parent by being the same stored pages at the same place (`fresh`). Of those, the distinct ones of
@@ -12,7 +12,8 @@
  *
  * Memory: `memory_limit` for what is known of blocks (24 bytes each), and maps. What exceeds it is done in several
  * passes, each reading everything and keeping one part of the digests. Blocks are told apart by 128-bit XXH3.
- * One thread. Errors: -EBADMSG a damaged snapshot, -ENOENT no such snapshot.
+ * One thread. Errors: -EBADMSG a damaged snapshot, -ENOENT no such snapshot, -EAGAIN they go
+ * faster than they can be read.
  */
 #ifndef DORMOUSE_CLI_DEDUP_H
 #define DORMOUSE_CLI_DEDUP_H
