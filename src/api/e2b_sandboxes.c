@@ -206,8 +206,7 @@ static json_t *fork_results_json(const struct api *api, const struct fork_result
     for (unsigned i = 0; i < count; i++) {
         const struct error *problem = &results[i].error;
         bool failed = problem->code != 0;
-        json_t *outcome = failed ? reply_error_json(reply_status(problem->code), error_message(problem), NULL)
-                                 : e2b_sandbox_json(api, &results[i].info);
+        json_t *outcome = failed ? reply_failure_json(problem) : e2b_sandbox_json(api, &results[i].info);
         json_array_append_new(array, json_pack("{s:o}", failed ? "error" : "sandbox", outcome));
     }
     return array;

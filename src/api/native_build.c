@@ -72,8 +72,7 @@ static void *run_build(void *context)
     int r = manager_template_build(build->manager, &build->spec, report_progress, build, &info, &err);
     if (r < 0) {
         log_event("template %s: %s", build->spec.name, error_message(&err));
-        write_line(build, json_pack("{s:o}", "error",
-                                    reply_error_json(reply_status(err.code), error_message(&err), err.hint)));
+        write_line(build, json_pack("{s:o}", "error", reply_failure_json(&err)));
     } else {
         log_event("template %s: built", build->spec.name);
         write_line(build, json_pack("{s:o}", "template", native_template_json(&info)));

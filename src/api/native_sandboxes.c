@@ -156,11 +156,9 @@ static json_t *fork_results_json(const struct fork_result *results, unsigned cou
     json_t *array = json_array();
     for (unsigned i = 0; i < count; i++) {
         const struct error *problem = &results[i].error;
-        json_t *entry =
-            problem->code == 0
-                ? json_pack("{s:o}", "sandbox", native_sandbox_json(&results[i].info, with_token))
-                : json_pack("{s:o}", "error",
-                            reply_error_json(reply_status(problem->code), error_message(problem), problem->hint));
+        json_t *entry = problem->code == 0
+                            ? json_pack("{s:o}", "sandbox", native_sandbox_json(&results[i].info, with_token))
+                            : json_pack("{s:o}", "error", reply_failure_json(problem));
         json_array_append_new(array, entry);
     }
     return json_pack("{s:o}", "results", array);

@@ -41,7 +41,7 @@ void reply_text(struct http_reply *reply, unsigned status, char *text, size_t le
     reply_buffer(reply, status, "text/plain; charset=utf-8", text, length);
 }
 
-json_t *reply_error_json(unsigned status, const char *message, const char *hint)
+static json_t *error_json(unsigned status, const char *message, const char *hint)
 {
     /* Both may quote bytes that came from outside. */
     json_t *hint_text = hint != NULL ? utf8_json(hint, strlen(hint)) : NULL;
@@ -49,14 +49,19 @@ json_t *reply_error_json(unsigned status, const char *message, const char *hint)
                      "hint", hint_text);
 }
 
-void reply_error(struct http_reply *reply, unsigned status, const char *message, const char *hint)
+/* Takes `json` over. */
+static void reply_problem(struct http_reply *reply, unsigned status, json_t *json)
 {
-    json_t *json = reply_error_json(status, message, hint);
     char *text = json != NULL ? json_dumps(json, JSON_COMPACT) : NULL;
     json_decref(json);
     reply->status = status;
     if (text != NULL)
         reply_buffer(reply, status, JSON_TYPE, text, strlen(text));
+}
+
+void reply_error(struct http_reply *reply, unsigned status, const char *message, const char *hint)
+{
+    reply_problem(reply, status, error_json(status, message, hint));
 }
 
 unsigned reply_status(int code)
@@ -82,9 +87,35 @@ unsigned reply_status(int code)
     }
 }
 
+/* As the Connect protocol calls it, for clients that don't go by HTTP's status. */
+static const char *status_name(int code)
+{
+    switch (code) {
+    case ECANCELED:
+        return "canceled";
+    case EAGAIN:
+    case ENOSPC:
+        return "resource_exhausted";
+    case ETIMEDOUT:
+        return "deadline_exceeded";
+    default:
+        return "failed_precondition";
+    }
+}
+
+json_t *reply_failure_json(const struct error *err)
+{
+    json_t *json = error_json(reply_status(err->code), error_message(err), err->hint);
+    if (json == NULL || err->reason == NULL)
+        return json;
+    json_object_set_new(json, "status", json_string(status_name(err->code)));
+    json_object_set_new(json, "reason", json_string(err->reason));
+    return json;
+}
+
 void reply_failure(struct http_reply *reply, const struct error *err)
 {
-    reply_error(reply, reply_status(err->code), error_message(err), err->hint);
+    reply_problem(reply, reply_status(err->code), reply_failure_json(err));
 }
 
 void reply_header(struct http_reply *reply, const char *name, const char *value)

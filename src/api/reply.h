@@ -30,8 +30,8 @@ void reply_failure(struct http_reply *reply, const struct error *err);
 /* The HTTP status that stands for an errno: manager.h has the table. */
 unsigned reply_status(int code);
 
-/* {"code","message","hint"?}, the body of reply_failure. */
-json_t *reply_error_json(unsigned status, const char *message, const char *hint);
+/* {"code","message","hint"?,"status"?,"reason"?}, the body of reply_failure. */
+json_t *reply_failure_json(const struct error *err);
 
 /* Adds a header to a reply that has been filled. */
 void reply_header(struct http_reply *reply, const char *name, const char *value);

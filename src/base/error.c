@@ -94,6 +94,12 @@ void error_hint(struct error *err, const char *format, ...)
     va_end(args);
 }
 
+void error_reason(struct error *err, const char *reason)
+{
+    if (err != NULL && err->reason == NULL)
+        err->reason = reason;
+}
+
 const char *error_message(const struct error *err)
 {
     return err->message != NULL ? err->message : strerror(err->code);

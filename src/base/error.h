@@ -28,11 +28,14 @@ struct error {
     int code;      /* positive errno of the failure; 0: none */
     char *message; /* what failed and why, outermost context first */
     char *hint;    /* what the person can do about it, or NULL */
+    /* A word for programs, a constant: which of the failures with this code it is; NULL where the code says it all.
+     */
+    const char *reason;
 };
 
 #define ERROR_INIT                                                                                                 \
     {                                                                                                              \
-        0, NULL, NULL                                                                                              \
+        0, NULL, NULL, NULL                                                                                        \
     }
 #define CLEANUP_ERROR CLEANUP(error_done)
 
@@ -50,6 +53,9 @@ int error_wrap(struct error *err, int result, const char *format, ...) PRINTF_LI
 
 /* Says what to do about it; the innermost hint stays, since it knows most. */
 void error_hint(struct error *err, const char *format, ...) PRINTF_LIKE(2, 3);
+
+/* Says which it is of the failures with this code; `reason` is a constant. The innermost stays. */
+void error_reason(struct error *err, const char *reason);
 
 /* The message, or the errno's text where none was set; never NULL. */
 const char *error_message(const struct error *err);

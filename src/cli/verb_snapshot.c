@@ -44,6 +44,7 @@ static int verb_snapshot_info(struct cli *cli, int argc, char **argv, struct err
         {"memory image", "memory_bytes", FORMAT_BYTES},
         {"disk image", "disk_bytes", FORMAT_BYTES},
         {"device state", "state_bytes", FORMAT_BYTES},
+        {"disk was", "disk_consistency", FORMAT_TEXT},
         {"layers", "layers", FORMAT_TEXT},
         {"stored", "stored_bytes", FORMAT_BYTES},
         {"only for it", "own_bytes", FORMAT_BYTES},

@@ -299,9 +299,8 @@ static int stop_and_capture(struct capture_job *job, struct error *err)
     if (r < 0)
         return r;
     r = vmm_pause(vmm, err);
-    if (r < 0)
-        return r; /* the caller continues it */
-    r = capture_stopped(job, err);
+    if (r == 0)
+        r = capture_stopped(job, err);
     if (job->mode == CAPTURE_AND_STOP && r == 0)
         r = finish(job, err);
     if (job->mode == CAPTURE_AND_STOP && r == 0) {
@@ -311,7 +310,8 @@ static int stop_and_capture(struct capture_job *job, struct error *err)
     CLEANUP_ERROR struct error continue_error = ERROR_INIT;
     int continued = vmm_continue(vmm, &continue_error);
     note_stop_time(job);
-    if (job->extent == CAPTURE_DISK && continued == 0)
+    /* Also a guest that doesn't answer now: it finds the message when it does. */
+    if (job->extent == CAPTURE_DISK)
         sandbox_thaw(job->sandbox);
     if (r == 0 && continued == 0)
         return finish(job, err);

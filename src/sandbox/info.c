@@ -128,6 +128,7 @@ void snapshot_info_done(struct snapshot_info *info)
     free(info->sandbox_id);
     free(info->template_id);
     free(info->parent_id);
+    free(info->disk_consistency);
     *info = (struct snapshot_info){0};
 }
 

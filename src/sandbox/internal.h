@@ -117,6 +117,8 @@ enum preemption { PREEMPT_PAUSE, PREEMPT_ALL };
 int sandbox_preempt(struct manager *manager, const char *id_or_prefix, enum preemption preemption,
                     struct sandbox **ret, struct error *err);
 void sandbox_release(struct manager *manager, struct sandbox *sandbox);
+/* Ends the VMM's process at once, whatever is under way. Under manager->lock, by which its record is true. */
+void sandbox_end_vmm(const struct sandbox *sandbox);
 /* A new object, neither listed nor recorded, with a VM directory's name. `info` is moved in. NULL sets err. */
 struct sandbox *sandbox_new(struct manager *manager, struct sandbox_info *info, struct error *err);
 void sandbox_free(struct sandbox *sandbox);
@@ -213,6 +215,12 @@ void sandbox_thaw(struct sandbox *sandbox);
 
 /* The full id; the caller frees it. Says nothing of whether the snapshot can be read. */
 int snapshot_resolve(struct manager *manager, const char *id_or_prefix, char **ret, struct error *err);
+
+/*
+ * For the result of reading a snapshot to start from it. One that is damaged or not there is nobody's mistake and no
+ * fault of the daemon: -EBUSY, with the reason.
+ */
+int snapshot_refuse(const char *id, int result, struct error *err);
 
 /* Removes a snapshot that no template or sandbox refers to. */
 void snapshot_collect(struct manager *manager, const char *id);

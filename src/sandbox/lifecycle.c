@@ -113,9 +113,12 @@ static int describe(const struct sandbox_spec *spec, const struct origin *origin
 /* Refuses what could not be loaded, before any process is started. */
 static int check_compatible(const struct snapshot_manifest *manifest, enum vmm_accelerator *ret, struct error *err)
 {
-    if (manifest->machine_revision != VMM_MACHINE_REVISION)
-        return error_set(err, EBUSY, "snapshot %s was taken on machine revision %u; this is revision %d",
-                         manifest->id, manifest->machine_revision, VMM_MACHINE_REVISION);
+    if (manifest->machine_revision != VMM_MACHINE_REVISION) {
+        error_set(err, EBUSY, "snapshot %s was taken on machine revision %u; this is revision %d", manifest->id,
+                  manifest->machine_revision, VMM_MACHINE_REVISION);
+        error_reason(err, "snapshot_incompatible");
+        return -EBUSY;
+    }
     int r = vmm_accelerator_parse(manifest->accelerator, ret);
     return r < 0 ? error_set(err, EBADMSG, "snapshot %s names an unknown accelerator", manifest->id) : 0;
 }
@@ -228,6 +231,8 @@ int sandbox_pause(struct manager *manager, struct sandbox *sandbox, enum capture
                       "pausing sandbox %s was cancelled: it was to be resumed or killed before the "
                       "snapshot was done",
                       sandbox->info.id);
+        if (r == -ECANCELED)
+            error_reason(err, "pause_cancelled");
         return r;
     }
     sandbox_finish_pause(manager, sandbox);
@@ -269,7 +274,8 @@ static int resume(struct manager *manager, struct sandbox *sandbox, const struct
     };
     int r = sandbox_require(sandbox, SANDBOX_PAUSED, "resumed", err);
     if (r == 0)
-        r = store_read(manager->store, sandbox->info.snapshot_id, &snapshot, err);
+        r = snapshot_refuse(sandbox->info.snapshot_id,
+                            store_read(manager->store, sandbox->info.snapshot_id, &snapshot, err), err);
     if (r == 0)
         r = check_compatible(&snapshot.manifest, &request.accelerator, err);
     /* Memory that was kept is given up for a fresh boot only when asked for. */

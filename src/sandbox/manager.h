@@ -240,11 +240,12 @@ struct snapshot_info {
     unsigned cpus;
     unsigned memory_mib;
     int64_t created_ns;
-    uint64_t memory_bytes; /* pages of the memory image that aren't zero */
-    uint64_t disk_bytes;   /* blocks of the disk image that aren't zero */
-    uint64_t state_bytes;  /* device state; 0: disk only */
-    uint64_t stored_bytes; /* of all layers it needs, compressed */
-    uint64_t own_bytes;    /* of them, of layers that no other snapshot needs */
+    uint64_t memory_bytes;  /* pages of the memory image that aren't zero */
+    uint64_t disk_bytes;    /* blocks of the disk image that aren't zero */
+    uint64_t state_bytes;   /* device state; 0: disk only */
+    char *disk_consistency; /* "frozen", "synced"; "" with memory */
+    uint64_t stored_bytes;  /* of all layers it needs, compressed */
+    uint64_t own_bytes;     /* of them, of layers that no other snapshot needs */
     unsigned layers;
 };
 void snapshot_info_done(struct snapshot_info *info);

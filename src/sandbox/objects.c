@@ -59,8 +59,7 @@ static int find_sandbox(struct manager *manager, const char *id_or_prefix, struc
     return 0;
 }
 
-/* Under manager->lock, by which the record of the VMM's process is true. */
-static void end_vmm(const struct sandbox *sandbox)
+void sandbox_end_vmm(const struct sandbox *sandbox)
 {
     if (sandbox->info.vmm_pid == 0)
         return;
@@ -81,7 +80,7 @@ static int acquire(struct manager *manager, const char *id_or_prefix, const enum
     if (r == 0 && preemption != NULL && sandbox->info.state == SANDBOX_PAUSING)
         atomic_store(&sandbox->cancelled, true);
     if (r == 0 && preemption != NULL && *preemption == PREEMPT_ALL)
-        end_vmm(sandbox);
+        sandbox_end_vmm(sandbox);
     pthread_mutex_unlock(&manager->lock);
     if (r < 0)
         return r;

@@ -8,6 +8,19 @@
 
 enum use { USE_NONE, USE_ORIGIN, USE_NEEDED };
 
+int snapshot_refuse(const char *id, int result, struct error *err)
+{
+    const char *reason = result == -ENOENT ? "snapshot_missing" : "snapshot_damaged";
+    if (result != -ENOENT && result != -EBADMSG && result != -EPROTONOSUPPORT && result != -EIO)
+        return result;
+    if (err == NULL)
+        return -EBUSY;
+    err->code = EBUSY;
+    error_reason(err, reason);
+    error_hint(err, "dormouse snapshot verify %.12s tells more; a boot from its disk may do: resume --reboot", id);
+    return -EBUSY;
+}
+
 /* Under manager->lock. ORIGIN: a running sandbox came from it, which doesn't need it any more. */
 static enum use find_use(struct manager *manager, const char *id)
 {
@@ -128,6 +141,7 @@ static int fill_info(struct manager *manager, const char *id, struct snapshot_in
         .sandbox_id = TAKE_PTR(manifest->sandbox_id),
         .template_id = TAKE_PTR(manifest->template_id),
         .parent_id = TAKE_PTR(manifest->parent_id),
+        .disk_consistency = TAKE_PTR(manifest->disk_consistency),
         .in_use = needed,
         .cpus = manifest->cpus,
         .memory_mib = (unsigned)(manifest->memory_bytes >> 20),

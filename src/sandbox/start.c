@@ -142,7 +142,9 @@ static int prepare_directory(struct manager *manager, struct sandbox *sandbox, c
         return error_errno(err, "cannot make %s", sandbox->vm_directory);
     int r = store_materialize(manager->store, request->snapshot_id, sandbox->vm_directory, err);
     sandbox->fresh_memory = request->boot;
-    return r == 0 ? sandbox_attach_images(manager, sandbox, err) : r;
+    if (r == 0)
+        r = sandbox_attach_images(manager, sandbox, err);
+    return snapshot_refuse(request->snapshot_id, r, err);
 }
 
 static int64_t elapsed_us(const struct start_request *request)
@@ -230,11 +232,22 @@ int sandbox_try_start(struct manager *manager, struct sandbox *sandbox, const st
     return start(manager, sandbox, request, err);
 }
 
+/* A VMM whose memory or disk can't be read ends, or its guest doesn't come up: the image server knows why. */
+static int explain_failure(struct manager *manager, const struct sandbox *sandbox,
+                           const struct start_request *request, int r, struct error *err)
+{
+    CLEANUP_FREE char *reason = NULL;
+    if (imaged_failure(manager->images, sandbox->info.id, &reason, NULL) <= 0)
+        return r;
+    return snapshot_refuse(request->snapshot_id, error_set(err, EBADMSG, "%s", reason), err);
+}
+
 int sandbox_start(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
                   struct error *err)
 {
     int r = start(manager, sandbox, request, err);
     if (r < 0) {
+        r = explain_failure(manager, sandbox, request, r, err);
         sandbox_teardown(manager, sandbox);
         return error_wrap(err, r, "starting sandbox %s", sandbox->info.id);
     }

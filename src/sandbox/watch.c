@@ -45,9 +45,14 @@ static void handle_exit(struct manager *manager, void *argument)
         return;
     struct pollfd ended = {.fd = sandbox->vmm != NULL ? vmm_pidfd(sandbox->vmm) : -1, .events = POLLIN};
     if (sandbox->info.state == SANDBOX_RUNNING && ended.fd >= 0 && poll(&ended, 1, 0) == 1) {
+        CLEANUP_FREE char *reason = NULL;
+        int r = imaged_failure(manager->images, id, &reason, NULL);
         sandbox_teardown(manager, sandbox);
         sandbox_set_lost(manager, sandbox,
-                         "its VMM ended: the guest powered off or crashed, or the process was killed");
+                         r == 1 ? reason
+                         : r == -EHOSTDOWN
+                             ? IMAGES_LOST
+                             : "its VMM ended: the guest powered off or crashed, or the process was killed");
     }
     sandbox_release(manager, sandbox);
 }
@@ -63,7 +68,10 @@ static void handle_image_failure(struct manager *manager, void *argument)
     struct image_failure *failure = argument;
     struct sandbox *sandbox;
     if (sandbox_acquire(manager, failure->id, &sandbox, NULL) == 0) {
-        if (sandbox->info.state == SANDBOX_RUNNING) {
+        CLEANUP_FREE char *present = NULL;
+        /* 0: it has been resumed since, and this one is served. */
+        if (sandbox->info.state == SANDBOX_RUNNING &&
+            imaged_failure(manager->images, failure->id, &present, NULL) != 0) {
             sandbox_teardown(manager, sandbox);
             sandbox_set_lost(manager, sandbox, failure->reason);
         }
@@ -74,20 +82,31 @@ static void handle_image_failure(struct manager *manager, void *argument)
     free(failure);
 }
 
-/* The image server has ended: every guest that runs is lost, and a new server takes its place. */
+static void end_all_vmms(struct manager *manager)
+{
+    pthread_mutex_lock(&manager->lock);
+    for (const struct sandbox *sandbox = manager->sandboxes; sandbox != NULL; sandbox = sandbox->next)
+        sandbox_end_vmm(sandbox);
+    pthread_mutex_unlock(&manager->lock);
+}
+
+/*
+ * The image server has ended: every guest is lost, and a new server takes its place. What is under way is waited
+ * for: a pause may have all it needs, and a resume or a pause that fails must not leave a guest behind that runs on
+ * pages that nobody serves.
+ */
 static void handle_image_server(struct manager *manager, void *unused)
 {
     (void)unused;
     CLEANUP_ERROR struct error err = ERROR_INIT;
     manager_log(manager, "the image server ended; starting another");
+    end_all_vmms(manager);
     struct sandbox_list list;
     if (manager_list(manager, &list, NULL) == 0) {
         for (size_t i = 0; i < list.count; i++) {
             struct image_failure *failure = calloc(1, sizeof(*failure));
-            if (failure == NULL || list.items[i].state != SANDBOX_RUNNING) {
-                free(failure);
+            if (failure == NULL)
                 continue;
-            }
             failure->id = strdup(list.items[i].id);
             failure->reason = strdup(IMAGES_LOST);
             handle_image_failure(manager, failure);
@@ -185,6 +204,18 @@ static void unwatch(struct manager *manager, struct watched *watched)
     free(watched);
 }
 
+/* At once, so that whoever has the operation lock, and waits for this guest, need not wait until the time is over.
+ */
+static void end_unserved(struct manager *manager, const char *id)
+{
+    pthread_mutex_lock(&manager->lock);
+    for (const struct sandbox *sandbox = manager->sandboxes; sandbox != NULL; sandbox = sandbox->next)
+        if (strcmp(sandbox->info.id, id) == 0 &&
+            (sandbox->info.state == SANDBOX_CREATING || sandbox->info.state == SANDBOX_RESUMING))
+            sandbox_end_vmm(sandbox);
+    pthread_mutex_unlock(&manager->lock);
+}
+
 static void spawn_image_failures(struct manager *manager, struct watched *watched)
 {
     for (;;) {
@@ -197,6 +228,7 @@ static void spawn_image_failures(struct manager *manager, struct watched *watche
         struct image_failure *copy = malloc(sizeof(*copy));
         if (copy != NULL)
             *copy = failure;
+        end_unserved(manager, failure.id);
         if (copy == NULL || manager_spawn(manager, handle_image_failure, copy) < 0) {
             free(failure.id);
             free(failure.reason);

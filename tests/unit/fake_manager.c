@@ -417,6 +417,7 @@ static void base_snapshot(struct snapshot_info *ret)
         .sandbox_id = copy(""),
         .template_id = copy("t0base"),
         .parent_id = copy(""),
+        .disk_consistency = copy(""),
         .in_use = true,
         .cpus = 1,
         .memory_mib = 512,
