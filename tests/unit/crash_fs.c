@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -483,6 +484,7 @@ ssize_t REAL(write)(int fd, const void *bytes, size_t length);
 ssize_t WRAP(write)(int fd, const void *bytes, size_t length);
 ssize_t REAL(pwrite64)(int fd, const void *bytes, size_t length, off_t offset);
 ssize_t WRAP(pwrite64)(int fd, const void *bytes, size_t length, off_t offset);
+ssize_t WRAP(pwritev64)(int fd, const struct iovec *parts, int count, off_t offset);
 int REAL(ftruncate64)(int fd, off_t length);
 int WRAP(ftruncate64)(int fd, off_t length);
 int REAL(fsync)(int fd);
@@ -582,6 +584,21 @@ ssize_t WRAP(pwrite64)(int fd, const void *bytes, size_t length, off_t offset)
     ssize_t written = REAL(pwrite64)(fd, bytes, length, offset);
     record_write(fd, bytes, written, offset);
     end();
+    return written;
+}
+
+/* As several writes: between any two of them the process may stop. */
+ssize_t WRAP(pwritev64)(int fd, const struct iovec *parts, int count, off_t offset)
+{
+    ssize_t written = 0;
+    for (int i = 0; i < count; i++) {
+        ssize_t n = WRAP(pwrite64)(fd, parts[i].iov_base, parts[i].iov_len, offset + written);
+        if (n < 0)
+            return written > 0 ? written : n;
+        written += n;
+        if ((size_t)n < parts[i].iov_len)
+            break;
+    }
     return written;
 }
 
