@@ -7,6 +7,9 @@
  * The caller is the first worker. A worker that got a full batch starts the next one, so a small capture costs no
  * thread and a large one soon has them all.
  *
+ * A batch's pages that hold what they held at the last capture (page_digests.h) are where that one put them. Where
+ * pages are to be left aside, the others are, as they are; else they go on to be compared.
+ *
  * Invariants: a page is dropped only if it was seen equal, byte for byte, to what the parent has there, where a
  * hole of the parent's map is zeros without being read. After the first error no worker takes another batch, and
  * every worker that was started is joined. Memory: workers times (batch, parent's pages, kept pages, encoder),
@@ -21,6 +24,7 @@
 #include <unistd.h>
 
 #include "base/io.h"
+#include "image/capture_aside.h"
 #include "image/capture_pipeline.h"
 
 #define WORKERS_MAX 16u
@@ -41,8 +45,10 @@ struct worker {
     size_t run_count;
     uint32_t numbers[CAPTURE_BATCH_PAGES]; /* in the image, of the batch's pages */
     size_t page_count;
-    uint8_t *pages;
+    uint8_t *pages; /* of the batch: in `own`, or aside */
+    uint8_t *own;
     uint8_t *parent_pages; /* of the stretch being compared */
+    struct aside_chunk *chunk;
 
     struct frame_encoder *encoder;
     uint8_t *kept; /* pages that differ, until there are enough */
@@ -93,10 +99,10 @@ int capture_read_file(int fd, uint64_t page, size_t count, uint8_t *to, const ch
     return 0;
 }
 
-static int add_change(struct worker *worker, uint32_t page, uint32_t count, uint32_t layer, uint32_t slot,
+/* One that costs nothing: the pages are there already. */
+static int add_extent(struct worker *worker, uint32_t page, uint32_t count, uint32_t layer, uint32_t slot,
                       struct error *err)
 {
-    worker->changed_pages += count;
     struct map_extent *last = worker->change_count > 0 ? &worker->changes[worker->change_count - 1] : NULL;
     if (last != NULL && last->layer == layer && last->page + last->count == page &&
         (layer == MAP_LAYER_ZERO || last->slot + last->count == slot)) {
@@ -113,6 +119,13 @@ static int add_change(struct worker *worker, uint32_t page, uint32_t count, uint
     }
     worker->changes[worker->change_count++] = (struct map_extent){page, count, layer, slot};
     return 0;
+}
+
+static int add_change(struct worker *worker, uint32_t page, uint32_t count, uint32_t layer, uint32_t slot,
+                      struct error *err)
+{
+    worker->changed_pages += count;
+    return add_extent(worker, page, count, layer, slot, err);
 }
 
 static int add_frames(struct worker *worker, const uint8_t *pages, const uint32_t *numbers, unsigned count,
@@ -277,13 +290,12 @@ static int take_batch(struct worker *worker, struct error *err)
     return r < 0 ? r : worker->run_count > 0;
 }
 
-static int work_on_batch(struct worker *worker, struct error *err)
+static int compare_and_store(struct worker *worker, struct error *err)
 {
-    const struct capture_source *source = worker->pipeline->source;
-    int r = source->read(source->context, worker->runs, worker->run_count, worker->pages, err);
     uint32_t changed[CAPTURE_BATCH_PAGES];
     size_t changed_count = 0;
     size_t first = 0;
+    int r = 0;
     for (size_t i = 0; i < worker->run_count && r == 0; i++) {
         uint64_t end = worker->runs[i].page + worker->runs[i].count;
         for (uint64_t page = worker->runs[i].page; page < end && r == 0;) {
@@ -297,20 +309,97 @@ static int work_on_batch(struct worker *worker, struct error *err)
     return r < 0 ? r : store_pages(worker, changed, changed_count, err);
 }
 
+/* 1 when the page holds what it held at the last capture: it is where that one put it. */
+static int take_over(struct worker *worker, uint32_t number, const uint8_t *page, struct error *err)
+{
+    const struct capture_source *source = worker->pipeline->source;
+    const struct capture_last *last = source->last;
+    struct page_digest digest = page_digest_of(source->record != NULL ? source->record : last->digests, page);
+    if (source->record != NULL)
+        page_digests_set(source->record, number, digest);
+    if (last == NULL || !page_digests_match(last->digests, number, digest))
+        return 0;
+    const struct map_extent *extent = image_map_find(last->map, number, NULL);
+    int r = extent == NULL
+                ? add_extent(worker, number, 1, MAP_LAYER_ZERO, 0, err)
+                : add_extent(worker, number, 1, extent->layer, extent->slot + (number - extent->page), err);
+    return r < 0 ? r : 1;
+}
+
+/* The runs of the pages that the batch has now. */
+static void rebuild_runs(struct worker *worker)
+{
+    worker->run_count = 0;
+    for (size_t i = 0; i < worker->page_count; i++) {
+        if (i == 0 || worker->numbers[i] != worker->numbers[i - 1] + 1)
+            worker->runs[worker->run_count++] = (struct capture_run){.page = worker->numbers[i]};
+        worker->runs[worker->run_count - 1].count++;
+    }
+}
+
+/* Pages that are taken over leave the batch; the others move up. */
+static int drop_known(struct worker *worker, struct error *err)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < worker->page_count; i++) {
+        const uint8_t *page = worker->pages + i * IMAGE_PAGE_BYTES;
+        int r = take_over(worker, worker->numbers[i], page, err);
+        if (r < 0)
+            return r;
+        if (r > 0)
+            continue;
+        if (kept < i)
+            memcpy(worker->pages + kept * IMAGE_PAGE_BYTES, page, IMAGE_PAGE_BYTES);
+        worker->numbers[kept++] = worker->numbers[i];
+    }
+    bool dropped = kept < worker->page_count;
+    worker->page_count = kept;
+    if (dropped)
+        rebuild_runs(worker);
+    return 0;
+}
+
+/* They are read to where they stay. */
+static uint8_t *find_room(struct worker *worker)
+{
+    struct capture_aside *aside = worker->pipeline->source->aside;
+    return aside != NULL ? capture_aside_room(aside, (uint32_t)worker->page_count, &worker->chunk) : NULL;
+}
+
+static void leave_aside(struct worker *worker)
+{
+    struct aside_chunk *chunk = worker->chunk;
+    memcpy(&chunk->numbers[chunk->count], worker->numbers, worker->page_count * sizeof(worker->numbers[0]));
+    chunk->count += (uint32_t)worker->page_count;
+}
+
+static int work_on_batch(struct worker *worker, struct error *err)
+{
+    const struct capture_source *source = worker->pipeline->source;
+    uint8_t *room = find_room(worker);
+    worker->pages = room != NULL ? room : worker->own;
+    int r = source->read(source->context, worker->runs, worker->run_count, worker->pages, err);
+    if (r == 0 && (source->last != NULL || source->record != NULL))
+        r = drop_known(worker, err);
+    if (r == 0 && room != NULL)
+        leave_aside(worker);
+    return r < 0 || room != NULL ? r : compare_and_store(worker, err);
+}
+
 static int worker_prepare(struct worker *worker, struct error *err)
 {
     size_t kept_bytes = (size_t)worker->pipeline->pages_at_once * IMAGE_PAGE_BYTES;
-    worker->pages = aligned_alloc(IMAGE_PAGE_BYTES, BATCH_BYTES);
+    worker->own = aligned_alloc(IMAGE_PAGE_BYTES, BATCH_BYTES);
     worker->parent_pages = aligned_alloc(IMAGE_PAGE_BYTES, BATCH_BYTES);
     worker->kept = aligned_alloc(IMAGE_PAGE_BYTES, kept_bytes);
-    if (worker->pages == NULL || worker->parent_pages == NULL || worker->kept == NULL)
+    if (worker->own == NULL || worker->parent_pages == NULL || worker->kept == NULL)
         return error_set(err, ENOMEM, "out of memory");
     return frame_encoder_new(worker->pipeline->layer, &worker->encoder, err);
 }
 
 static void worker_done(struct worker *worker)
 {
-    free(worker->pages);
+    free(worker->own);
     free(worker->parent_pages);
     free(worker->kept);
     free(worker->changes);

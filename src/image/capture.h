@@ -16,9 +16,14 @@
  * enough to read memory and nothing more. There is no capture that consumes a guest, for it to be confused with: a
  * VMM that isn't wanted any more is killed after the commit, which gives back its memory all at once.
  *
- * Memory used: at most CAPTURE_MEMORY_MAX whatever the guest's size, and the list of changes, 16 bytes for each
- * run. The guest must be stopped, the overlay's generations frozen. Any thread; it starts and ends threads of its
- * own.
+ * A guest that is to run on stands still only while its pages are copied: capture_memory_copy puts them aside, and
+ * capture_memory_store compares, compresses and writes them when it runs again. A guest that is captured again and
+ * again is spared of what the capture before has stored: see `last`.
+ *
+ * Memory used: at most CAPTURE_MEMORY_MAX whatever the guest's size, CAPTURE_ASIDE_MAX for what is put aside by all
+ * captures (what finds no room is stored while the guest waits), the list of changes, 16 bytes for each run, and
+ * the digests. The guest must be stopped, but for capture_memory_store; the overlay's generations frozen. Any
+ * thread; it starts and ends threads of its own.
  */
 #ifndef DORMOUSE_IMAGE_CAPTURE_H
 #define DORMOUSE_IMAGE_CAPTURE_H
@@ -30,11 +35,13 @@
 
 #include "base/error.h"
 #include "image/overlay.h"
+#include "image/page_digests.h"
 #include "store/layer.h"
 #include "store/map.h"
 #include "vmm/vmm.h"
 
-#define CAPTURE_MEMORY_MAX (64u << 20) /* bytes */
+#define CAPTURE_MEMORY_MAX (64u << 20)  /* bytes */
+#define CAPTURE_ASIDE_MAX  (256u << 20) /* bytes, of all captures under way together */
 
 /* What the changes are against. */
 struct capture_parent {
@@ -42,13 +49,21 @@ struct capture_parent {
     int fd;                      /* the parent image as a file */
 };
 
+/* What the last snapshot of the same VM, which ran on, has of its private pages. */
+struct capture_last {
+    const struct page_digests *digests; /* as recorded by its capture */
+    const struct image_map *map;        /* with the new snapshot's numbers for layers */
+};
+
 struct capture_memory {
     pid_t pid;
     const struct vmm_ram_range *ranges; /* ascending offsets */
     size_t range_count;
     struct capture_parent parent;
-    const atomic_bool *cancelled; /* looked at all the time: -ECANCELED when it becomes true; may be NULL */
-    bool without_scan;            /* read /proc/PID/pagemap even where PAGEMAP_SCAN is there (tests) */
+    const atomic_bool *cancelled;    /* looked at all the time: -ECANCELED when it becomes true; may be NULL */
+    const struct capture_last *last; /* NULL: none */
+    struct page_digests *record;     /* of all private pages, for the next capture; NULL: there won't be one */
+    bool without_scan;               /* read /proc/PID/pagemap even where PAGEMAP_SCAN is there (tests) */
 };
 
 struct capture_disk {
@@ -62,7 +77,7 @@ struct capture_result {
     struct map_extent *changes; /* ascending */
     size_t change_count;
     uint64_t private_bytes; /* looked at */
-    uint64_t changed_bytes; /* of them, different from the parent */
+    uint64_t changed_bytes; /* of them, different from the parent and from what the last snapshot has */
     uint64_t stored_bytes;  /* in the layer, compressed */
 };
 void capture_result_done(struct capture_result *result);
@@ -73,6 +88,14 @@ void capture_result_done(struct capture_result *result);
  */
 int capture_memory(const struct capture_memory *source, struct layer_writer *layer, uint32_t layer_index,
                    struct capture_result *ret, struct error *err);
+
+/* The same in two steps. The guest may run during the second; what `source` refers to must be there until then. */
+struct capture_copy;
+int capture_memory_copy(const struct capture_memory *source, struct layer_writer *layer, uint32_t layer_index,
+                        struct capture_copy **ret, struct error *err);
+int capture_memory_store(struct capture_copy *copy, struct capture_result *ret, struct error *err);
+void capture_copy_free(struct capture_copy *copy);
+
 int capture_disk(const struct capture_disk *source, struct layer_writer *layer, uint32_t layer_index,
                  struct capture_result *ret, struct error *err);
 

@@ -49,7 +49,11 @@ int capture_disk(const struct capture_disk *source, struct layer_writer *layer, 
         return 0;
     }
     struct disk_source disk = {.view = source->view};
-    struct capture_source runs = {next_blocks, read_blocks, &disk, &source->parent, source->cancelled};
+    struct capture_source runs = {.next = next_blocks,
+                                  .read = read_blocks,
+                                  .context = &disk,
+                                  .parent = &source->parent,
+                                  .cancelled = source->cancelled};
     return capture_pipeline_run(&runs, layer, layer_index, ret, err);
 }
 
@@ -106,6 +110,6 @@ int capture_file(int fd, uint64_t bytes, struct layer_writer *layer, uint32_t la
                          (unsigned long long)bytes, (unsigned long long)status.st_size);
     struct file_source file = {.fd = fd, .end = bytes};
     struct capture_parent nothing = {.map = NULL, .fd = -1};
-    struct capture_source runs = {next_data, read_data, &file, &nothing, NULL};
+    struct capture_source runs = {.next = next_data, .read = read_data, .context = &file, .parent = &nothing};
     return capture_pipeline_run(&runs, layer, layer_index, ret, err);
 }

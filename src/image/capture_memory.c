@@ -7,8 +7,11 @@
  * back once it was gone, and it is the one that was opened at the beginning, whatever has become of the pid.
  */
 #include <errno.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/uio.h>
 
+#include "image/capture_aside.h"
 #include "image/capture_pipeline.h"
 #include "image/pages.h"
 
@@ -107,8 +110,9 @@ static int read_runs(void *context, const struct capture_run *runs, size_t count
     return read_single_pages(source->memory->pid, runs, count, to, err);
 }
 
-int capture_memory(const struct capture_memory *source, struct layer_writer *layer, uint32_t layer_index,
-                   struct capture_result *ret, struct error *err)
+/* What is left aside, if `aside` is given, is not in the result. */
+static int walk_memory(const struct capture_memory *source, struct capture_aside *aside, struct layer_writer *layer,
+                       uint32_t layer_index, struct capture_result *ret, struct error *err)
 {
     int r = check_ranges(source, err);
     if (r < 0)
@@ -121,7 +125,16 @@ int capture_memory(const struct capture_memory *source, struct layer_writer *lay
         .pagemap_fd = pagemap_fd,
         .use_scan = !source->without_scan && page_scan_supported(pagemap_fd),
     };
-    struct capture_source runs = {next_run, read_runs, &memory, &source->parent, source->cancelled};
+    struct capture_source runs = {
+        .next = next_run,
+        .read = read_runs,
+        .context = &memory,
+        .parent = &source->parent,
+        .cancelled = source->cancelled,
+        .last = source->last,
+        .record = source->record,
+        .aside = aside,
+    };
     struct capture_result result;
     r = capture_pipeline_run(&runs, layer, layer_index, &result, err);
     if (r < 0)
@@ -132,6 +145,82 @@ int capture_memory(const struct capture_memory *source, struct layer_writer *lay
         return r;
     }
     *ret = result;
+    return 0;
+}
+
+int capture_memory(const struct capture_memory *source, struct layer_writer *layer, uint32_t layer_index,
+                   struct capture_result *ret, struct error *err)
+{
+    return walk_memory(source, NULL, layer, layer_index, ret, err);
+}
+
+struct capture_copy {
+    struct capture_parent parent;
+    const atomic_bool *cancelled;
+    struct layer_writer *layer;
+    uint32_t layer_index;
+    struct capture_aside aside;
+    struct capture_result result; /* without what is aside */
+};
+
+void capture_copy_free(struct capture_copy *copy)
+{
+    if (copy == NULL)
+        return;
+    capture_aside_done(&copy->aside);
+    capture_result_done(&copy->result);
+    free(copy);
+}
+
+int capture_memory_copy(const struct capture_memory *source, struct layer_writer *layer, uint32_t layer_index,
+                        struct capture_copy **ret, struct error *err)
+{
+    struct capture_copy *copy = malloc(sizeof(*copy));
+    if (copy == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    *copy = (struct capture_copy){
+        .parent = source->parent,
+        .cancelled = source->cancelled,
+        .layer = layer,
+        .layer_index = layer_index,
+        .aside = CAPTURE_ASIDE_INIT,
+    };
+    int r = walk_memory(source, &copy->aside, layer, layer_index, &copy->result, err);
+    if (r < 0) {
+        capture_copy_free(copy);
+        return r;
+    }
+    *ret = copy;
+    return 0;
+}
+
+/* Adds `more`, of other pages. */
+static int join_results(struct capture_result *result, const struct capture_result *more, struct error *err)
+{
+    size_t count = result->change_count + more->change_count;
+    struct map_extent *changes = reallocarray(result->changes, MAX(count, (size_t)1), sizeof(*changes));
+    if (changes == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    if (more->change_count > 0)
+        memcpy(changes + result->change_count, more->changes, more->change_count * sizeof(*changes));
+    result->changes = changes;
+    result->change_count = map_changes_sort(changes, count);
+    result->changed_bytes += more->changed_bytes;
+    result->stored_bytes += more->stored_bytes;
+    return 0;
+}
+
+int capture_memory_store(struct capture_copy *copy, struct capture_result *ret, struct error *err)
+{
+    CLEANUP(capture_result_done) struct capture_result rest = {0};
+    struct capture_source source = capture_aside_source(&copy->aside, &copy->parent, copy->cancelled);
+    int r = capture_pipeline_run(&source, copy->layer, copy->layer_index, &rest, err);
+    if (r == 0)
+        r = join_results(&copy->result, &rest, err);
+    if (r < 0)
+        return r;
+    *ret = copy->result;
+    copy->result = (struct capture_result){0};
     return 0;
 }
 

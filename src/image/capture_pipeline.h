@@ -2,7 +2,7 @@
  * capture_pipeline.h: what the kinds of capture share (internal to capture*.c): from runs of pages to a layer.
  *
  * A kind of capture is a source: which runs of pages to look at, and how to read them. capture_pipeline_run does
- * the rest on all cores and returns what capture.h promises.
+ * the rest on all cores and returns what capture.h promises. What its steps are is said in capture.c.
  */
 #ifndef DORMOUSE_IMAGE_CAPTURE_PIPELINE_H
 #define DORMOUSE_IMAGE_CAPTURE_PIPELINE_H
@@ -20,7 +20,8 @@ struct capture_run {
 };
 
 struct capture_source {
-    /* 1 and the next run, in ascending order; 0 at the end; or a negative errno. One thread at a time. */
+    /* 1 and the next run; 0 at the end; or a negative errno. One thread at a time. Ascending, so that neighbours
+     * are stored as neighbours. */
     int (*next)(void *context, struct capture_run *ret, struct error *err);
     /* Reads the runs (parts of those from `next`), at most CAPTURE_BATCH_PAGES pages, one after the other into
      * `to`. Many threads at a time. */
@@ -28,6 +29,10 @@ struct capture_source {
     void *context;
     const struct capture_parent *parent;
     const atomic_bool *cancelled; /* NULL: can't be */
+    /* The following may be NULL. */
+    const struct capture_last *last;
+    struct page_digests *record;
+    struct capture_aside *aside; /* where pages are left to be captured later, as far as there is room */
 };
 
 int capture_pipeline_run(const struct capture_source *source, struct layer_writer *layer, uint32_t layer_index,

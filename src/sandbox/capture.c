@@ -7,8 +7,9 @@
  * commit need no stopped guest. In a pause the guest stays stopped all the same, since its VMM ends with the
  * commit; until then it is kept: whatever fails before that, the guest is continued and nothing is left.
  *
- * After a snapshot of a guest that runs on, its overlay lies over that snapshot's disk (disk-manifest), so the next
- * one costs only what was written since.
+ * After a snapshot of a guest that runs on, its overlay lies over that snapshot's disk (disk-manifest), and digests
+ * of its private pages are kept, so the next one stores only what was written since. The daemon that dies takes the
+ * digests with it: then the next snapshot stores all private pages again.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -31,6 +32,11 @@ struct capture_job {
     enum capture_extent extent;
     struct snapshot_writer *writer;
     struct image_map parents[IMAGE_KINDS]; /* with the new snapshot's numbers for layers */
+    struct image_map last_memory;          /* likewise: of the last snapshot that it ran on after */
+    bool has_last;
+    struct page_digests *digests; /* for the next capture */
+    struct capture_copy *copy;    /* of memory, not stored yet */
+    int parent_fd;                /* of memory, as long as there is a copy */
     struct layer_writer *layers[IMAGE_KINDS];
     uint32_t layer_indexes[IMAGE_KINDS];
     struct snapshot snapshot; /* to be */
@@ -41,7 +47,11 @@ struct capture_job {
 
 static void capture_job_done(struct capture_job *job)
 {
+    capture_copy_free(job->copy); /* it refers to the layers */
+    cleanup_close(&job->parent_fd);
+    page_digests_free(job->digests);
     store_abort(job->writer);
+    image_map_done(&job->last_memory);
     for (size_t kind = 0; kind < IMAGE_KINDS; kind++)
         image_map_done(&job->parents[kind]);
     snapshot_done(&job->snapshot);
@@ -56,7 +66,8 @@ static int vm_file(const struct capture_job *job, const char *name, char **ret, 
 }
 
 /* Takes an image's map over into the new snapshot, whose table numbers the layers anew. */
-static int adopt_map(struct capture_job *job, struct snapshot *from, enum image_kind kind, struct error *err)
+static int adopt_map(struct capture_job *job, struct snapshot *from, enum image_kind kind, struct image_map *ret,
+                     struct error *err)
 {
     struct image_map *map = &from->maps[kind];
     CLEANUP_FREE uint32_t *numbers = calloc(from->layer_count + 1, sizeof(*numbers));
@@ -69,7 +80,7 @@ static int adopt_map(struct capture_job *job, struct snapshot *from, enum image_
     }
     for (size_t i = 0; i < map->count; i++)
         map->extents[i].layer = numbers[map->extents[i].layer];
-    job->parents[kind] = *map;
+    *ret = *map;
     *map = (struct image_map){0};
     return 0;
 }
@@ -103,29 +114,50 @@ static int describe(struct capture_job *job, const struct snapshot_manifest *ori
     return 0;
 }
 
+/*
+ * The last snapshot that the machine ran on after, if there is one. It may have been compacted since: then that is
+ * what to build upon, or each capture of a machine that runs for long would bring more layers to be compacted.
+ */
+static int load_last(struct capture_job *job, struct snapshot *ret, bool *ret_present, struct error *err)
+{
+    struct sandbox *sandbox = job->sandbox;
+    CLEANUP_FREE char *path = NULL;
+    int r = vm_file(job, STORE_FILE_DISK_MANIFEST, &path, err);
+    *ret_present = r == 0 && access(path, F_OK) == 0;
+    if (r < 0 || !*ret_present)
+        return r;
+    CLEANUP(snapshot_done) struct snapshot head = {0};
+    r = manifest_read_head(path, &head, err);
+    if (r == 0)
+        store_link_disk_manifest(job->manager->store, head.manifest.id, sandbox->vm_directory, NULL);
+    return r == 0 ? manifest_read(path, ret, err) : r;
+}
+
 /* What the machine's images were when it was started, or at its last snapshot. */
 static int load_parents(struct capture_job *job, struct error *err)
 {
+    const struct sandbox *sandbox = job->sandbox;
     CLEANUP_FREE char *path = NULL;
-    CLEANUP_FREE char *disk_path = NULL;
     CLEANUP(snapshot_done) struct snapshot origin = {0};
-    CLEANUP(snapshot_done) struct snapshot disk = {0};
+    CLEANUP(snapshot_done) struct snapshot last = {0};
+    bool has_last = false;
     int r = vm_file(job, STORE_FILE_MANIFEST, &path, err);
-    if (r == 0)
-        r = vm_file(job, STORE_FILE_DISK_MANIFEST, &disk_path, err);
     if (r == 0)
         r = manifest_read(path, &origin, err);
     if (r == 0)
         r = describe(job, &origin.manifest, err);
+    if (r == 0)
+        r = load_last(job, &last, &has_last, err);
     job->parents[IMAGE_MEMORY].pages = job->snapshot.manifest.memory_bytes / IMAGE_PAGE_BYTES;
-    if (r == 0 && job->extent == CAPTURE_ALL && !job->sandbox->fresh_memory)
-        r = adopt_map(job, &origin, IMAGE_MEMORY, err);
+    if (r == 0 && job->extent == CAPTURE_ALL && !sandbox->fresh_memory)
+        r = adopt_map(job, &origin, IMAGE_MEMORY, &job->parents[IMAGE_MEMORY], err);
+    job->has_last = job->extent == CAPTURE_ALL && has_last && sandbox->digests != NULL &&
+                    strcmp(sandbox->digests_snapshot, last.manifest.id) == 0;
+    if (r == 0 && job->has_last)
+        r = adopt_map(job, &last, IMAGE_MEMORY, &job->last_memory, err);
     if (r < 0)
         return r;
-    bool later = access(disk_path, F_OK) == 0;
-    if (later)
-        r = manifest_read(disk_path, &disk, err);
-    return r == 0 ? adopt_map(job, later ? &disk : &origin, IMAGE_DISK, err) : r;
+    return adopt_map(job, has_last ? &last : &origin, IMAGE_DISK, &job->parents[IMAGE_DISK], err);
 }
 
 static int open_layers(struct capture_job *job, struct error *err)
@@ -160,25 +192,51 @@ static int open_parent(const struct capture_job *job, enum image_kind kind, stru
     return fd < 0 ? error_errno(err, "cannot open %s", path) : fd;
 }
 
+/* `result` is that of the whole capture of memory. */
+static int apply_memory(struct capture_job *job, const struct capture_result *result, struct error *err)
+{
+    job->figures.bytes_private = (int64_t)result->private_bytes;
+    job->figures.bytes_written = (int64_t)result->changed_bytes;
+    return apply(job, IMAGE_MEMORY, result, err);
+}
+
+/* With the guest stopped. One that is to run on is kept no longer than its pages are copied. */
 static int take_memory(struct capture_job *job, struct error *err)
 {
+    struct sandbox *sandbox = job->sandbox;
     CLEANUP_FREE struct vmm_ram_range *ranges = NULL;
-    struct capture_memory source = {.pid = vmm_pid(job->sandbox->vmm), .cancelled = &job->sandbox->cancelled};
-    int r = vmm_ram_ranges(job->sandbox->vmm, &ranges, &source.range_count, err);
+    struct capture_last last = {.digests = sandbox->digests, .map = &job->last_memory};
+    struct capture_memory source = {.pid = vmm_pid(sandbox->vmm), .cancelled = &sandbox->cancelled};
+    source.last = job->has_last ? &last : NULL;
+    int r = vmm_ram_ranges(sandbox->vmm, &ranges, &source.range_count, err);
     if (r < 0)
         return r;
-    CLEANUP_CLOSE int parent_fd = open_parent(job, IMAGE_MEMORY, err);
-    if (parent_fd < 0)
-        return parent_fd;
-    source.parent = (struct capture_parent){.map = &job->parents[IMAGE_MEMORY], .fd = parent_fd};
+    job->parent_fd = open_parent(job, IMAGE_MEMORY, err);
+    if (job->parent_fd < 0)
+        return job->parent_fd;
+    source.parent = (struct capture_parent){.map = &job->parents[IMAGE_MEMORY], .fd = job->parent_fd};
     source.ranges = ranges;
+    struct layer_writer *layer = job->layers[IMAGE_MEMORY];
+    uint32_t index = job->layer_indexes[IMAGE_MEMORY];
+    if (job->mode == CAPTURE_AND_CONTINUE) {
+        r = page_digests_new(job->parents[IMAGE_MEMORY].pages, job->has_last ? sandbox->digests : NULL,
+                             &job->digests, err);
+        source.record = job->digests;
+        return r == 0 ? capture_memory_copy(&source, layer, index, &job->copy, err) : r;
+    }
     CLEANUP(capture_result_done) struct capture_result result = {0};
-    r = capture_memory(&source, job->layers[IMAGE_MEMORY], job->layer_indexes[IMAGE_MEMORY], &result, err);
-    if (r == 0)
-        r = apply(job, IMAGE_MEMORY, &result, err);
-    job->figures.bytes_private = (int64_t)result.private_bytes;
-    job->figures.bytes_written = (int64_t)result.changed_bytes;
-    return r;
+    r = capture_memory(&source, layer, index, &result, err);
+    return r == 0 ? apply_memory(job, &result, err) : r;
+}
+
+/* What take_memory has copied. */
+static int store_memory(struct capture_job *job, struct error *err)
+{
+    if (job->copy == NULL)
+        return 0;
+    CLEANUP(capture_result_done) struct capture_result result = {0};
+    int r = capture_memory_store(job->copy, &result, err);
+    return r == 0 ? apply_memory(job, &result, err) : r;
 }
 
 static int capture_blocks(struct capture_job *job, struct capture_result *ret, struct error *err)
@@ -274,7 +332,9 @@ static void inherit_working_set(struct capture_job *job)
 
 static int finish(struct capture_job *job, struct error *err)
 {
-    int r = take_disk(job, err);
+    int r = store_memory(job, err);
+    if (r == 0)
+        r = take_disk(job, err);
     if (r == 0)
         r = snapshot_writer_link(job->writer, job->sandbox->vm_directory, VMM_FILE_KERNEL, err);
     if (r == 0)
@@ -320,21 +380,28 @@ static int stop_and_capture(struct capture_job *job, struct error *err)
     return r < 0 ? r : continued;
 }
 
+void sandbox_forget_digests(struct sandbox *sandbox)
+{
+    page_digests_free(TAKE_PTR(sandbox->digests));
+    free(TAKE_PTR(sandbox->digests_snapshot));
+}
+
 /*
- * The overlay of a guest that runs on comes to lie over the disk of its newest snapshot. Should this fail, nothing
- * is lost but time: the next snapshot holds the same blocks again.
+ * The next snapshot of a guest that runs on is built upon this one: its overlay comes to lie over this one's disk.
+ * Should this fail, nothing is lost but time: the next snapshot holds the same pages and blocks again.
  */
-static void rebase_overlay(struct capture_job *job, const char *snapshot_id)
+static void remember(struct capture_job *job, const char *snapshot_id)
 {
     struct manager *manager = job->manager;
     struct sandbox *sandbox = job->sandbox;
     CLEANUP_ERROR struct error err = ERROR_INIT;
-    if (job->generation == 0)
-        return;
+    sandbox_forget_digests(sandbox);
     int r = store_link_disk_manifest(manager->store, snapshot_id, sandbox->vm_directory, &err);
-    if (r == 0)
+    if (r == 0 && job->digests != NULL && replace_text(&sandbox->digests_snapshot, snapshot_id, NULL) == 0)
+        sandbox->digests = TAKE_PTR(job->digests);
+    if (r == 0 && job->generation > 0)
         r = imaged_rebase(manager->images, sandbox->info.id, job->generation, &err);
-    if (r == 0)
+    if (r == 0 && job->generation > 0)
         r = sandbox_attach_images(manager, sandbox, &err);
     if (r < 0)
         manager_log(manager, "sandbox %s: %s", sandbox->info.id, error_message(&err));
@@ -344,7 +411,8 @@ int sandbox_capture(struct manager *manager, struct sandbox *sandbox, enum captu
                     enum capture_extent extent, char **ret_snapshot_id, struct error *err)
 {
     CLEANUP(capture_job_done)
-    struct capture_job job = {.manager = manager, .sandbox = sandbox, .mode = mode, .extent = extent};
+    struct capture_job job = {
+        .manager = manager, .sandbox = sandbox, .mode = mode, .extent = extent, .parent_fd = -1};
     int64_t begin_ns = clock_monotonic_ns();
     int r = store_begin(manager->store, &job.writer, err);
     if (r < 0)
@@ -367,7 +435,7 @@ int sandbox_capture(struct manager *manager, struct sandbox *sandbox, enum captu
     if (r < 0)
         return error_wrap(err, r, "capturing sandbox %s", sandbox->info.id);
     if (mode == CAPTURE_AND_CONTINUE)
-        rebase_overlay(&job, id);
+        remember(&job, id);
     job.figures.total_us = (clock_monotonic_ns() - begin_ns) / 1000;
     pthread_mutex_lock(&manager->lock);
     sandbox->info.capture = job.figures;

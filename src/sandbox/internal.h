@@ -16,6 +16,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "image/page_digests.h"
 #include "imaged/client.h"
 #include "net/net.h"
 #include "sandbox/manager.h"
@@ -37,8 +38,10 @@ struct sandbox {
     char *vm_directory;     /* exists while there is a VMM */
     char *pending_snapshot; /* what is being written by a pause; else NULL */
     struct vmm *vmm;
-    struct imaged_files files; /* of the image server, while there is a VMM */
-    bool fresh_memory;         /* booted, not restored: its memory image is empty */
+    struct imaged_files files;    /* of the image server, while there is a VMM */
+    bool fresh_memory;            /* booted, not restored: its memory image is empty */
+    struct page_digests *digests; /* of its memory as the snapshot `digests_snapshot` has it; NULL: unknown */
+    char *digests_snapshot;
     struct network *network;
     uint64_t vmm_start_time; /* of info.vmm_pid */
     int64_t network_slot;    /* -1: none; as recorded */
@@ -208,6 +211,8 @@ enum capture_extent {
 /* On failure the guest runs (again). Figures go into sandbox->info.capture. */
 int sandbox_capture(struct manager *manager, struct sandbox *sandbox, enum capture_mode mode,
                     enum capture_extent extent, char **ret_snapshot_id, struct error *err);
+/* What the next capture would have been spared of. */
+void sandbox_forget_digests(struct sandbox *sandbox);
 /* Lets a guest write again whose file systems a capture that never ended has frozen. */
 void sandbox_thaw(struct sandbox *sandbox);
 
@@ -217,8 +222,8 @@ void sandbox_thaw(struct sandbox *sandbox);
 int snapshot_resolve(struct manager *manager, const char *id_or_prefix, char **ret, struct error *err);
 
 /*
- * For the result of reading a snapshot to start from it. One that is damaged or not there is nobody's mistake and no
- * fault of the daemon: -EBUSY, with the reason.
+ * For the result of reading a snapshot to start from it. One that is damaged or not there is nobody's mistake and
+ * no fault of the daemon: -EBUSY, with the reason.
  */
 int snapshot_refuse(const char *id, int result, struct error *err);
 

@@ -28,6 +28,8 @@ void sandbox_free(struct sandbox *sandbox)
     free(sandbox->vm_directory);
     free(sandbox->pending_snapshot);
     imaged_files_done(&sandbox->files);
+    page_digests_free(sandbox->digests);
+    free(sandbox->digests_snapshot);
     free(sandbox);
 }
 

@@ -116,6 +116,7 @@ void sandbox_teardown(struct manager *manager, struct sandbox *sandbox)
     network_release(manager->networks, network);
     sandbox->network_slot = -1;
     sandbox_detach_images(manager, sandbox);
+    sandbox_forget_digests(sandbox);
     int r = io_remove_tree(sandbox->vm_directory);
     if (r < 0)
         manager_log(manager, "cannot remove %s: %s", sandbox->vm_directory, strerror(-r));
