@@ -18,6 +18,7 @@
 #include "net/net.h"
 #include "sandbox/manager.h"
 #include "sandbox/registry.h"
+#include "sandbox/standby.h"
 #include "store/store.h"
 #include "vmm/vmm.h"
 
@@ -56,6 +57,7 @@ struct manager {
     struct registry *registry;
     struct store *store;
     struct network_pool *networks;
+    struct standby_pool *standbys;
     pthread_mutex_t lock;
     struct sandbox *sandboxes;
     struct template *templates;

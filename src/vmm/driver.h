@@ -21,13 +21,15 @@ struct vmm {
     void *connection; /* the driver's own */
 };
 
-enum vmm_start { VMM_START_BOOT, VMM_START_RESTORE };
+enum vmm_start { VMM_START_BOOT, VMM_START_RESTORE, VMM_START_PREPARE };
 
 struct vmm_driver {
     const char *name;
     /* Starts the process in a jail, sets pid and pidfd, and connects. */
     int (*start)(struct vmm *vmm, const struct vmm_config *config, enum vmm_start how, int log_fd,
                  struct error *err);
+    /* In a process started by VMM_START_PREPARE. */
+    int (*restore_prepared)(struct vmm *vmm, int state_fd, uint64_t memory_bytes, struct error *err);
     /* Connects to a process that runs already. */
     int (*attach)(struct vmm *vmm, struct error *err);
     /* Closes what start or attach connected; the process goes on. */

@@ -9,6 +9,9 @@
  *   nobody polls for a socket to appear. The control port's chardev waits for its client (it is there already), so
  *   the guest never sees the port's host side closed across a restore, which would cost it an interrupt and a
  *   work queue.
+ * - A prepared VMM waits in QEMU's preconfig state: linked, seccomp on, all of QEMU's classes and the accelerator
+ * made, but no machine yet. Command line options would name /vm/memory and the disk too early, so both, and the
+ * memory's size, are given over QMP, then the machine is made. What it is made of is the same in all ways to start.
  * - The device list is the same for boot and restore: that is what makes device state loadable. Whoever changes it
  *   changes VMM_MACHINE_REVISION, which snapshots record.
  */
@@ -34,6 +37,9 @@
 
 #define QMP_TIMEOUT_MS 5000
 
+/* One that is prepared may still be starting, on a host so busy that this takes long. */
+#define PREPARED_TIMEOUT_MS 20000
+
 /* A pause flushes the guest's disk, which can take long on slow storage. */
 #define PAUSE_TIMEOUT_MS 30000
 
@@ -52,6 +58,11 @@ enum { FD_QMP = 3, FD_CONTROL = 4, FD_TAP = 5, FD_STATE = 6 };
 #define KERNEL_ARGUMENTS "console=ttyS0 quiet reboot=t panic=-1 tsc=reliable nowatchdog psi=0"
 
 #define ARGUMENTS_MAX 64
+
+/* Names inside QEMU. */
+#define MEMORY_ID "ram"
+#define DISK_ID   "rootfs"
+#define STATE_ID  "state"
 
 struct arguments {
     char *items[ARGUMENTS_MAX + 1];
@@ -85,6 +96,17 @@ static void add_pair(struct arguments *arguments, const char *option, const char
     add(arguments, "%s", value);
 }
 
+/* Takes the reference. */
+static void add_json(struct arguments *arguments, const char *option, json_t *value)
+{
+    CLEANUP_FREE char *text = value != NULL ? json_dumps(value, JSON_COMPACT) : NULL;
+    json_decref(value);
+    if (text != NULL)
+        add_pair(arguments, option, text);
+    else
+        arguments->failed = true;
+}
+
 static const char *program(enum vmm_accelerator accelerator)
 {
     return accelerator == VMM_ACCELERATOR_KVM && access(QEMU_KVM, X_OK) == 0 ? QEMU_KVM : QEMU;
@@ -94,24 +116,44 @@ static void add_machine(struct arguments *a, const struct vmm_config *config)
 {
     add(a, "%s", program(config->accelerator));
     add_pair(a, "-machine",
-             "microvm,memory-backend=ram,x-option-roms=off,pit=on,pic=on,rtc=on,isa-serial=on,mem-merge=off,"
+             "microvm,x-option-roms=off,pit=on,pic=on,rtc=on,isa-serial=on,mem-merge=off,"
              "dump-guest-core=off,suppress-vmdesc=on");
     /* tb-size bounds what translated code may take of the host's memory (MiB). */
     add_pair(a, "-accel", config->accelerator == VMM_ACCELERATOR_KVM ? "kvm" : "tcg,thread=multi,tb-size=128");
     add_pair(a, "-cpu", CPU_MODEL);
     add(a, "-smp");
     add(a, "%u", config->cpus);
-    add(a, "-m");
-    add(a, "%" PRIu64 "M", config->memory_bytes >> 20);
-    add(a, "-object");
-    add(a, "memory-backend-file,id=ram,mem-path=/vm/" VMM_FILE_MEMORY ",share=off,size=%" PRIu64,
-        config->memory_bytes);
     add(a, "-nodefaults");
     add(a, "-no-user-config");
     add_pair(a, "-display", "none");
     add(a, "-no-reboot");
     add_pair(a, "-global", "migration.send-configuration=off");
     add_pair(a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+}
+
+static json_t *memory_backend(uint64_t memory_bytes)
+{
+    return json_pack("{s:s, s:s, s:s, s:b, s:I}", "qom-type", "memory-backend-file", "id", MEMORY_ID, "mem-path",
+                     "/vm/" VMM_FILE_MEMORY, "share", 0, "size", (json_int_t)memory_bytes);
+}
+
+static json_t *root_disk(void)
+{
+    return json_pack("{s:s, s:s, s:s, s:s, s:{s:s, s:s, s:s}, s:{s:s, s:b, s:{s:s, s:s}}}", "driver", "qcow2",
+                     "node-name", DISK_ID, "discard", "unmap", "detect-zeroes", "unmap", "file", "driver", "file",
+                     "filename", "/vm/" VMM_FILE_OVERLAY, "discard", "unmap", "backing", "driver", "raw",
+                     "read-only", 1, "file", "driver", "file", "filename", "/vm/" VMM_FILE_BASE);
+}
+
+/* What depends on the guest, for a VMM that isn't prepared. */
+static void add_guest(struct arguments *a, const struct vmm_config *config)
+{
+    add_pair(a, "-machine", "memory-backend=" MEMORY_ID);
+    add(a, "-m");
+    add(a, "%" PRIu64 "M", config->memory_bytes >> 20);
+    add_json(a, "-object", memory_backend(config->memory_bytes));
+    if (config->tap_fd >= 0)
+        add_json(a, "-blockdev", root_disk());
 }
 
 static void add_devices(struct arguments *a, const struct vmm_config *config)
@@ -127,12 +169,7 @@ static void add_devices(struct arguments *a, const struct vmm_config *config)
     add_pair(a, "-device", "virtserialport,chardev=control,name=" CONTROL_PORT_NAME);
     if (config->tap_fd < 0)
         return;
-    add_pair(a, "-blockdev",
-             "driver=qcow2,node-name=rootfs,discard=unmap,detect-zeroes=unmap,"
-             "file.driver=file,file.filename=/vm/" VMM_FILE_OVERLAY ",file.discard=unmap,"
-             "backing.driver=raw,backing.read-only=on,"
-             "backing.file.driver=file,backing.file.filename=/vm/" VMM_FILE_BASE);
-    add_pair(a, "-device", "virtio-blk-device,drive=rootfs");
+    add_pair(a, "-device", "virtio-blk-device,drive=" DISK_ID);
     add(a, "-netdev");
     add(a, "tap,id=net,fd=%d,vhost=off", FD_TAP);
     add_pair(a, "-device", "virtio-net-device,netdev=net,guest_announce=off,mac=" NET_GUEST_MAC);
@@ -140,6 +177,12 @@ static void add_devices(struct arguments *a, const struct vmm_config *config)
 
 static void add_start(struct arguments *a, const struct vmm_config *config, enum vmm_start how)
 {
+    if (how == VMM_START_PREPARE) {
+        add(a, "-preconfig");
+        add_pair(a, "-incoming", "defer");
+        return;
+    }
+    add_guest(a, config);
     if (how == VMM_START_RESTORE) {
         add(a, "-incoming");
         add(a, "fd:%d", FD_STATE);
@@ -236,6 +279,44 @@ static int start(struct vmm *vmm, const struct vmm_config *config, enum vmm_star
     return spawn(vmm, config, descriptors, count, &arguments, log_fd, err);
 }
 
+/* Brings a prepared VMM to where one that was started the ordinary way has its machine. */
+static int make_machine(struct qmp *qmp, uint64_t memory_bytes, struct error *err)
+{
+    const struct {
+        const char *command;
+        json_t *arguments;
+    } steps[] = {
+        {"qom-set", json_pack("{s:s, s:s, s:{s:I}}", "path", "/machine", "property", "memory", "value", "size",
+                              (json_int_t)memory_bytes)},
+        {"object-add", memory_backend(memory_bytes)},
+        {"qom-set", json_pack("{s:s, s:s, s:s}", "path", "/machine", "property", "memory-backend", "value",
+                              "/objects/" MEMORY_ID)},
+        {"blockdev-add", root_disk()},
+        {"x-exit-preconfig", NULL},
+    };
+    int r = 0;
+    for (size_t i = 0; i < ARRAY_SIZE(steps); i++) {
+        if (r == 0)
+            r = qmp_execute(qmp, steps[i].command, steps[i].arguments, PREPARED_TIMEOUT_MS, NULL, err);
+        else
+            json_decref(steps[i].arguments);
+    }
+    return r;
+}
+
+/* A machine can only be made once, so after a failure this VMM is of no more use. */
+static int restore_prepared(struct vmm *vmm, int state_fd, uint64_t memory_bytes, struct error *err)
+{
+    int r = make_machine(vmm->connection, memory_bytes, err);
+    if (r == 0)
+        r = qmp_execute_with_fd(vmm->connection, "getfd", json_pack("{s:s}", "fdname", STATE_ID), state_fd,
+                                QMP_TIMEOUT_MS, err);
+    if (r == 0)
+        r = qmp_execute(vmm->connection, "migrate-incoming", json_pack("{s:s}", "uri", "fd:" STATE_ID),
+                        QMP_TIMEOUT_MS, NULL, err);
+    return r;
+}
+
 static void detach(struct vmm *vmm)
 {
     qmp_free(vmm->connection);
@@ -314,6 +395,7 @@ static int version(enum vmm_accelerator accelerator, char **ret, struct error *e
 const struct vmm_driver vmm_driver_qemu = {
     .name = "qemu",
     .start = start,
+    .restore_prepared = restore_prepared,
     .attach = attach,
     .detach = detach,
     .wait_running = wait_running,

@@ -29,6 +29,10 @@ int qmp_connect(const char *path, struct qmp **ret, struct error *err);
 int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, int timeout_ms, json_t **ret,
                 struct error *err);
 
+/* As qmp_execute, without a reply's value, and hands over a copy of the descriptor `fd` with the command. */
+int qmp_execute_with_fd(struct qmp *qmp, const char *command, json_t *arguments, int fd, int timeout_ms,
+                        struct error *err);
+
 /*
  * Waits for an event of that name, also one that came earlier and was not yet waited for. *ret_time_ns (if not
  * NULL) is when it happened, CLOCK_REALTIME. -ETIMEDOUT.

@@ -132,6 +132,37 @@ int vmm_restore(const struct vmm_config *config, struct vmm **ret, struct error 
     return start(config, VMM_START_RESTORE, ret, err);
 }
 
+int vmm_prepare(const struct vmm_config *config, struct vmm **ret, struct error *err)
+{
+    return start(config, VMM_START_PREPARE, ret, err);
+}
+
+bool vmm_is_prepared(const struct vmm *vmm)
+{
+    struct pollfd ended = {.fd = vmm->pidfd, .events = POLLIN};
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%d/exe", (int)vmm->pid);
+    struct stat program;
+    return poll(&ended, 1, 0) == 0 && stat(path, &program) == 0 && program.st_nlink > 0;
+}
+
+int vmm_restore_prepared(struct vmm *vmm, const char *directory, uint64_t memory_bytes, struct error *err)
+{
+    char *moved = strdup(directory);
+    CLEANUP_FREE char *state_path = vmm_path(directory, VMM_FILE_STATE);
+    if (moved == NULL || state_path == NULL) {
+        free(moved);
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    free(vmm->directory);
+    vmm->directory = moved;
+    CLEANUP_CLOSE int state_fd = open(state_path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (state_fd < 0)
+        return error_errno(err, "cannot open the device state");
+    int r = vmm->driver->restore_prepared(vmm, state_fd, memory_bytes, err);
+    return r < 0 ? explain(vmm, r, err) : 0;
+}
+
 int vmm_adopt(const char *directory, pid_t pid, uint64_t start_time, struct vmm **ret, struct error *err)
 {
     CLEANUP_CLOSE int pidfd = process_open(pid, start_time);
