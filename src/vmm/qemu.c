@@ -47,9 +47,10 @@
 enum { FD_QMP = 3, FD_CONTROL = 4, FD_TAP = 5, FD_STATE = 6 };
 
 /*
- * A named baseline (about x86-64-v2) instead of the host's CPU, so that a snapshot moves between hosts.
+ * A named baseline (about x86-64-v2) instead of the host's CPU, so that a snapshot moves between hosts. Without
+ * arat Linux trusts no one-shot timer here, and an idle guest ticks 250 times a second.
  */
-#define CPU_MODEL "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes,+pclmulqdq,+rdrand,+fsgsbase,+smep"
+#define CPU_MODEL "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes,+pclmulqdq,+rdrand,+fsgsbase,+smep,+arat"
 
 /*
  * tsc=reliable and nowatchdog: no periodic timers in an idle guest, and no false alarm after a long pause.
@@ -197,7 +198,11 @@ static void add_start(struct arguments *a, const struct vmm_config *config, enum
         add(a, KERNEL_ARGUMENTS " mitigations=off tsc_early_khz=%u", tsc_khz());
 }
 
-/* Makes a listening socket in the VM directory; a stale one of an earlier VMM is replaced. */
+/*
+ * Makes a listening socket in the VM directory; a stale one of an earlier VMM is replaced. It doesn't block: QEMU
+ * moves the control socket from one thread to another while both may have seen the connection that waits, and the
+ * one that comes second would wait for another connection for ever (1 in 100 starts, with -preconfig).
+ */
 static int listen_in(const char *directory, const char *name, char **ret_path, struct error *err)
 {
     CLEANUP_FREE char *path = vmm_path(directory, name);
@@ -205,10 +210,13 @@ static int listen_in(const char *directory, const char *name, char **ret_path, s
         return error_set(err, ENOMEM, "out of memory");
     if (unlink(path) < 0 && errno != ENOENT)
         return error_errno(err, "cannot remove %s", path);
-    int fd = unix_socket_listen(path, err);
-    if (fd >= 0)
-        *ret_path = TAKE_PTR(path);
-    return fd;
+    CLEANUP_CLOSE int fd = unix_socket_listen(path, err);
+    if (fd < 0)
+        return fd;
+    if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
+        return error_errno(err, "cannot set up %s", path);
+    *ret_path = TAKE_PTR(path);
+    return TAKE_FD(fd);
 }
 
 static int attach(struct vmm *vmm, struct error *err)

@@ -297,6 +297,11 @@ class Daemon:
         except AssertionError:
             raise AssertionError(f"left over: {self.leftovers()}\n{self.log()[-3000:]}") from None
 
+    def expect_filled(self):
+        """Waits until as many VMMs and namespaces are ready as it keeps; no sandbox runs."""
+        wanted = (self.vmm_ahead, self.network_ahead + self.vmm_ahead)
+        wait_until(lambda: (len(self.standbys()), len(self.slots())) == wanted, "what is kept ready")
+
     # ---- what it says is true ----
 
     def expect_consistent(self):
