@@ -12,6 +12,10 @@
  * - A prepared VMM waits in QEMU's preconfig state: linked, seccomp on, all of QEMU's classes and the accelerator
  * made, but no machine yet. Command line options would name /vm/memory and the disk too early, so both, and the
  * memory's size, are given over QMP, then the machine is made. What it is made of is the same in all ways to start.
+ * - QEMU hands its monitor's socket from its main thread to another while, with -preconfig, the main thread already
+ *   serves it. Whatever arrives meanwhile may be lost, or a thread wait for ever (seen in 1 of 100 starts). So the
+ *   connection is made before (wait=on), and nothing is sent to a VMM in preparation until it has sent its
+ * greeting, the other thread's first act. A VMM counts as prepared when it has answered a command.
  * - The device list is the same for boot and restore: that is what makes device state loadable. Whoever changes it
  *   changes VMM_MACHINE_REVISION, which snapshots record.
  */
@@ -37,8 +41,8 @@
 
 #define QMP_TIMEOUT_MS 5000
 
-/* One that is prepared may still be starting, on a host so busy that this takes long. */
-#define PREPARED_TIMEOUT_MS 20000
+/* In the background, and perhaps on a busy host. */
+#define PREPARE_TIMEOUT_MS 20000
 
 /* A pause flushes the guest's disk, which can take long on slow storage. */
 #define PAUSE_TIMEOUT_MS 30000
@@ -162,7 +166,7 @@ static void add_devices(struct arguments *a, const struct vmm_config *config)
     add_pair(a, "-chardev", "file,id=console,path=/vm/" VMM_FILE_CONSOLE ",append=on");
     add_pair(a, "-serial", "chardev:console");
     add(a, "-chardev");
-    add(a, "socket,id=qmp,fd=%d,server=on,wait=off", FD_QMP);
+    add(a, "socket,id=qmp,fd=%d,server=on,wait=on", FD_QMP);
     add_pair(a, "-mon", "chardev=qmp,mode=control");
     add_pair(a, "-device", "virtio-serial-device");
     add(a, "-chardev");
@@ -198,11 +202,7 @@ static void add_start(struct arguments *a, const struct vmm_config *config, enum
         add(a, KERNEL_ARGUMENTS " mitigations=off tsc_early_khz=%u", tsc_khz());
 }
 
-/*
- * Makes a listening socket in the VM directory; a stale one of an earlier VMM is replaced. It doesn't block: QEMU
- * moves the control socket from one thread to another while both may have seen the connection that waits, and the
- * one that comes second would wait for another connection for ever (1 in 100 starts, with -preconfig).
- */
+/* Makes a listening socket in the VM directory; a stale one of an earlier VMM is replaced. */
 static int listen_in(const char *directory, const char *name, char **ret_path, struct error *err)
 {
     CLEANUP_FREE char *path = vmm_path(directory, name);
@@ -210,16 +210,13 @@ static int listen_in(const char *directory, const char *name, char **ret_path, s
         return error_set(err, ENOMEM, "out of memory");
     if (unlink(path) < 0 && errno != ENOENT)
         return error_errno(err, "cannot remove %s", path);
-    CLEANUP_CLOSE int fd = unix_socket_listen(path, err);
-    if (fd < 0)
-        return fd;
-    if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
-        return error_errno(err, "cannot set up %s", path);
-    *ret_path = TAKE_PTR(path);
-    return TAKE_FD(fd);
+    int fd = unix_socket_listen(path, err);
+    if (fd >= 0)
+        *ret_path = TAKE_PTR(path);
+    return fd;
 }
 
-static int attach(struct vmm *vmm, struct error *err)
+static int connect_sockets(struct vmm *vmm, struct error *err)
 {
     CLEANUP_FREE char *path = vmm_path(vmm->directory, VMM_FILE_QMP);
     if (path == NULL)
@@ -231,6 +228,12 @@ static int attach(struct vmm *vmm, struct error *err)
     vmm->connection = qmp;
     r = vmm_control_fd(vmm, err);
     return r < 0 ? r : 0;
+}
+
+static int attach(struct vmm *vmm, struct error *err)
+{
+    int r = connect_sockets(vmm, err);
+    return r < 0 ? r : qmp_negotiate(vmm->connection, err);
 }
 
 static int spawn(struct vmm *vmm, const struct vmm_config *config, const struct jail_descriptor *descriptors,
@@ -252,6 +255,27 @@ static int spawn(struct vmm *vmm, const struct vmm_config *config, const struct 
     return jail_spawn(&jail, &vmm->pid, &vmm->pidfd, err);
 }
 
+static int query_status(struct vmm *vmm, int timeout_ms, char status[static 32], struct error *err)
+{
+    json_t *reply = NULL;
+    int r = qmp_execute(vmm->connection, "query-status", NULL, timeout_ms, &reply, err);
+    if (r < 0)
+        return r;
+    const char *text = json_string_value(json_object_get(reply, "status"));
+    snprintf(status, 32, "%s", text != NULL ? text : "");
+    json_decref(reply);
+    return 0;
+}
+
+static int await_prepared(struct vmm *vmm, struct error *err)
+{
+    char status[32];
+    int r = qmp_wait_greeting(vmm->connection, PREPARE_TIMEOUT_MS, err);
+    if (r == 0)
+        r = qmp_negotiate(vmm->connection, err);
+    return r == 0 ? query_status(vmm, QMP_TIMEOUT_MS, status, err) : r;
+}
+
 static int start(struct vmm *vmm, const struct vmm_config *config, enum vmm_start how, int log_fd,
                  struct error *err)
 {
@@ -268,7 +292,7 @@ static int start(struct vmm *vmm, const struct vmm_config *config, enum vmm_star
         how == VMM_START_RESTORE && state_path != NULL ? open(state_path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
     if (how == VMM_START_RESTORE && state_fd < 0)
         return error_errno(err, "cannot open the device state");
-    int r = attach(vmm, err);
+    int r = how == VMM_START_PREPARE ? connect_sockets(vmm, err) : attach(vmm, err);
     if (r < 0)
         return r;
 
@@ -284,7 +308,8 @@ static int start(struct vmm *vmm, const struct vmm_config *config, enum vmm_star
     add_start(&arguments, config, how);
     if (arguments.failed)
         return error_set(err, ENOMEM, "out of memory");
-    return spawn(vmm, config, descriptors, count, &arguments, log_fd, err);
+    r = spawn(vmm, config, descriptors, count, &arguments, log_fd, err);
+    return r == 0 && how == VMM_START_PREPARE ? await_prepared(vmm, err) : r;
 }
 
 /* Brings a prepared VMM to where one that was started the ordinary way has its machine. */
@@ -305,7 +330,7 @@ static int make_machine(struct qmp *qmp, uint64_t memory_bytes, struct error *er
     int r = 0;
     for (size_t i = 0; i < ARRAY_SIZE(steps); i++) {
         if (r == 0)
-            r = qmp_execute(qmp, steps[i].command, steps[i].arguments, PREPARED_TIMEOUT_MS, NULL, err);
+            r = qmp_execute(qmp, steps[i].command, steps[i].arguments, QMP_TIMEOUT_MS, NULL, err);
         else
             json_decref(steps[i].arguments);
     }
@@ -329,18 +354,6 @@ static void detach(struct vmm *vmm)
 {
     qmp_free(vmm->connection);
     vmm->connection = NULL;
-}
-
-static int query_status(struct vmm *vmm, int timeout_ms, char status[static 32], struct error *err)
-{
-    json_t *reply = NULL;
-    int r = qmp_execute(vmm->connection, "query-status", NULL, timeout_ms, &reply, err);
-    if (r < 0)
-        return r;
-    const char *text = json_string_value(json_object_get(reply, "status"));
-    snprintf(status, 32, "%s", text != NULL ? text : "");
-    json_decref(reply);
-    return 0;
 }
 
 static int wait_running(struct vmm *vmm, int timeout_ms, int64_t *ret_since_ns, struct error *err)

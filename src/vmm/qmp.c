@@ -151,13 +151,28 @@ int qmp_connect(const char *path, struct qmp **ret, struct error *err)
     struct timeval patience = {.tv_sec = SEND_TIMEOUT_S};
     if (qmp->fd >= 0)
         setsockopt(qmp->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-    int r = qmp->fd < 0 ? qmp->fd : send_command(qmp, "qmp_capabilities", NULL, -1, err);
-    if (r < 0) {
+    if (qmp->fd < 0) {
+        int r = qmp->fd;
         qmp_free(qmp);
         return r;
     }
     *ret = qmp;
     return 0;
+}
+
+int qmp_wait_greeting(struct qmp *qmp, int timeout_ms, struct error *err)
+{
+    json_t *message = NULL;
+    int r = next_message(qmp, deadline_after(timeout_ms), &message, err);
+    if (r == 0 && json_object_get(message, "QMP") == NULL)
+        r = error_set(err, EBADMSG, "QEMU didn't begin with a greeting");
+    json_decref(message);
+    return r < 0 ? error_wrap(err, r, "waiting for the greeting") : 0;
+}
+
+int qmp_negotiate(struct qmp *qmp, struct error *err)
+{
+    return send_command(qmp, "qmp_capabilities", NULL, -1, err);
 }
 
 /* Waits for the reply to the command sent last. */

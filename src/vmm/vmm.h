@@ -88,7 +88,7 @@ int vmm_restore(const struct vmm_config *config, struct vmm **ret, struct error 
 
 /*
  * Starts a VMM that waits for vmm_restore_prepared, with all that `config` says but `memory_bytes`, which the guest
- * will decide. Returns as soon as the process exists.
+ * will decide. Returns when it waits.
  */
 int vmm_prepare(const struct vmm_config *config, struct vmm **ret, struct error *err);
 

@@ -324,8 +324,8 @@ class Daemon:
         for info in listed.values():
             if info["state"] == "paused":
                 assert info["snapshot"] in kept, info
-        wanted = len(running) + self.network_ahead + len(self.standbys())
-        wait_until(lambda: len(self.slots()) == wanted, f"{wanted} namespaces, not {self.slots()}")
+        least = len(running) + self.network_ahead
+        wait_until(lambda: len(self.slots()) == least + len(self.standbys()), f"{least} namespaces and one a standby")
 
 
 def clone_data(seed, data):

@@ -151,6 +151,7 @@ static int execute_against(const char *directory, const char *answer, size_t rep
     assert_int_equal(pthread_create(&thread, NULL, run_peer, &peer), 0);
     struct qmp *qmp = NULL;
     assert_int_equal(qmp_connect(path, &qmp, err), 0);
+    assert_int_equal(qmp_negotiate(qmp, err), 0);
     json_t *value = NULL;
     int r = qmp_execute(qmp, "stop", NULL, 10000, &value, err);
     json_decref(value);
@@ -236,6 +237,7 @@ static void a_descriptor_goes_with_its_command(void **state)
     close(pipes[1]);
     struct qmp *qmp = NULL;
     assert_int_equal(qmp_connect(path, &qmp, &err), 0);
+    assert_int_equal(qmp_negotiate(qmp, &err), 0);
     assert_int_equal(qmp_execute_with_fd(qmp, "getfd", NULL, pipes[0], 10000, &err), -EREMOTEIO);
     assert_non_null(strstr(error_message(&err), "it holds treasure"));
     close(pipes[0]);
