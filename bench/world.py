@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "functional"))
 
 import watchdog  # noqa: E402
-from harness import BUILD, Daemon  # noqa: E402
+from harness import BUILD, Daemon, wait_until  # noqa: E402
 
 # Where the directory is made, and what is downloaded once (the guest's kernel) is kept, which snapshots link to. On a
 # disk, since a snapshot in tmpfs would be durable for nothing.
@@ -30,8 +30,10 @@ IDLE_SECONDS = 5
 PROGRAM_SECONDS = 600
 # Enough for every sandbox that is started at once.
 NETWORK_AHEAD = 24
+VMM_AHEAD = 24
 SETTLE_SECONDS = 0.4
 LOG_CHARACTERS = 2000
+REFILL_SECONDS = 30
 
 
 class Api(http.client.HTTPConnection):
@@ -158,7 +160,7 @@ class World:
         for part in ("cache", "kernels"):
             (BASE / part).mkdir(mode=0o700, exist_ok=True)
             (self.directory / "data" / part).symlink_to(BASE / part)
-        self.daemon = Daemon(self.directory, "data", network_ahead=NETWORK_AHEAD)
+        self.daemon = Daemon(self.directory, "data", network_ahead=NETWORK_AHEAD, vmm_ahead=VMM_AHEAD)
         # In every process that is started from here: the watchdog finds them by it.
         os.environ["DORMOUSE_SOCKET"] = str(self.daemon.socket)
         self.daemon.start()
@@ -173,10 +175,28 @@ class World:
             self.daemon.build(name, *options)
             listed = self.api.call("GET", "/templates")[0]
             self.templates[name] = next(template for template in listed if template["name"] == name)
+            self.note_arguments(name)
         return name
 
     def template_snapshot(self, name):
         return self.templates[name]["snapshot"]
+
+    def arguments(self, mebibytes):
+        return self.directory / f"arguments-{mebibytes}"
+
+    def note_arguments(self, mebibytes):
+        """Keeps the arguments of a VMM that restores such a guest from its start, for the references."""
+        self.restart(vmm_ahead=0)
+        sandbox = self.create(mebibytes)
+        self.arguments(mebibytes).write_bytes(Path(f"/proc/{sandbox.info()['vmm_pid']}/cmdline").read_bytes())
+        sandbox.kill()
+        self.restart(vmm_ahead=VMM_AHEAD)
+
+    def restart(self, vmm_ahead):
+        self.api.close()
+        self.daemon.stop()
+        self.daemon.vmm_ahead = vmm_ahead
+        self.daemon.start()
 
     def create(self, mebibytes):
         return self.create_from(self.template(mebibytes))[0]
@@ -232,13 +252,15 @@ class World:
         """Its process id."""
         return self.daemon.image_server()
 
+    def refill(self):
+        """Waits until as many VMMs wait as the daemon keeps."""
+        wait_until(lambda: len(self.daemon.standbys()) == VMM_AHEAD, "VMMs kept ready", REFILL_SECONDS)
+
     # ---- the references ----
 
     def bare(self, info):
-        """What bare QEMUs are started from: the arguments of a running sandbox's VMM."""
-        arguments = self.directory / f"arguments-{info['memory_mib']}"
-        arguments.write_bytes(Path(f"/proc/{info['vmm_pid']}/cmdline").read_bytes())
-        return Bare(self, arguments)
+        """What bare QEMUs of a sandbox's kind are started from."""
+        return Bare(self, self.arguments(info["memory_mib"]))
 
 
 class Bare:

@@ -29,7 +29,8 @@
 #define DEFAULT_SOCKET        "/run/dormouse.sock"
 #define DEFAULT_LISTEN        "127.0.0.1:7878"
 #define DEFAULT_NETWORK_AHEAD 8
-#define NETWORK_AHEAD_MAX     1024
+#define DEFAULT_VMM_AHEAD     4
+#define AHEAD_MAX             1024
 #define STOP_SECONDS          20
 
 #define TEXT_OF(macro)         TEXT_OF_EXPANDED(macro)
@@ -40,6 +41,7 @@ struct options {
     const char *socket;
     const char *listen;
     unsigned network_ahead;
+    unsigned vmm_ahead;
 };
 
 static const char usage[] =
@@ -52,7 +54,9 @@ static const char usage[] =
     "  --listen ADDRESS:PORT  loopback address for E2B clients (" DEFAULT_LISTEN "); port 0 takes a free one\n"
     "  --network-ahead N      network namespaces kept ready (" TEXT_OF(
         DEFAULT_NETWORK_AHEAD) ")\n"
-                               "  --help, --version\n";
+                               "  --vmm-ahead N          VMM processes kept ready, about 11 MiB each (" TEXT_OF(
+                                   DEFAULT_VMM_AHEAD) ")\n"
+                                                      "  --help, --version\n";
 
 static int stop_fd = -1;
 
@@ -183,7 +187,11 @@ static int run(const struct options *options, struct error *err)
 
     struct api api = {0};
     struct manager_options manager_options = {
-        .data_directory = options->data, .network_ahead = options->network_ahead, .log = log_line};
+        .data_directory = options->data,
+        .network_ahead = options->network_ahead,
+        .vmm_ahead = options->vmm_ahead,
+        .log = log_line,
+    };
     r = name_endpoints(&api, options->listen, port, err);
     if (r == 0)
         r = manager_open(&manager_options, &api.manager, err);
@@ -200,20 +208,40 @@ static int run(const struct options *options, struct error *err)
     return r;
 }
 
+static bool parse_ahead(const char *option, const char *text, unsigned *ret)
+{
+    char *end;
+    unsigned long value = strtoul(text, &end, 10);
+    if (text[0] < '0' || text[0] > '9' || *end != '\0' || value > AHEAD_MAX) {
+        fprintf(stderr, "dormoused: %s must be a number from 0 to %d\n", option, AHEAD_MAX);
+        return false;
+    }
+    *ret = (unsigned)value;
+    return true;
+}
+
 /* Returns -1 to go on, or the exit status. */
 static int parse_options(int argc, char **argv, struct options *options)
 {
-    enum { OPTION_DATA = 1, OPTION_SOCKET, OPTION_LISTEN, OPTION_AHEAD, OPTION_HELP, OPTION_VERSION };
+    enum {
+        OPTION_DATA = 1,
+        OPTION_SOCKET,
+        OPTION_LISTEN,
+        OPTION_NETWORKS,
+        OPTION_VMMS,
+        OPTION_HELP,
+        OPTION_VERSION
+    };
     static const struct option known[] = {
         {"data", required_argument, NULL, OPTION_DATA},
         {"socket", required_argument, NULL, OPTION_SOCKET},
         {"listen", required_argument, NULL, OPTION_LISTEN},
-        {"network-ahead", required_argument, NULL, OPTION_AHEAD},
+        {"network-ahead", required_argument, NULL, OPTION_NETWORKS},
+        {"vmm-ahead", required_argument, NULL, OPTION_VMMS},
         {"help", no_argument, NULL, OPTION_HELP},
         {"version", no_argument, NULL, OPTION_VERSION},
         {0},
     };
-    char *end;
     int option;
     while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
         switch (option) {
@@ -226,13 +254,13 @@ static int parse_options(int argc, char **argv, struct options *options)
         case OPTION_LISTEN:
             options->listen = optarg;
             break;
-        case OPTION_AHEAD:
-            errno = 0;
-            options->network_ahead = (unsigned)MIN(strtoul(optarg, &end, 10), NETWORK_AHEAD_MAX + 1UL);
-            if (optarg[0] < '0' || optarg[0] > '9' || *end != '\0' || options->network_ahead > NETWORK_AHEAD_MAX) {
-                fprintf(stderr, "dormoused: --network-ahead must be a number from 0 to %d\n", NETWORK_AHEAD_MAX);
+        case OPTION_NETWORKS:
+            if (!parse_ahead("--network-ahead", optarg, &options->network_ahead))
                 return 2;
-            }
+            break;
+        case OPTION_VMMS:
+            if (!parse_ahead("--vmm-ahead", optarg, &options->vmm_ahead))
+                return 2;
             break;
         case OPTION_HELP:
             fputs(usage, stdout);
@@ -259,7 +287,8 @@ static int parse_options(int argc, char **argv, struct options *options)
 
 int main(int argc, char **argv)
 {
-    struct options options = {DEFAULT_DATA, DEFAULT_SOCKET, DEFAULT_LISTEN, DEFAULT_NETWORK_AHEAD};
+    struct options options = {DEFAULT_DATA, DEFAULT_SOCKET, DEFAULT_LISTEN, DEFAULT_NETWORK_AHEAD,
+                              DEFAULT_VMM_AHEAD};
     int status = parse_options(argc, argv, &options);
     if (status >= 0)
         return status;

@@ -21,6 +21,7 @@
 #include "net/net.h"
 #include "sandbox/manager.h"
 #include "sandbox/registry.h"
+#include "sandbox/standby.h"
 #include "store/store.h"
 #include "vmm/vmm.h"
 
@@ -76,6 +77,7 @@ struct manager {
     bool images_lost;      /* at start: it was not running any more */
     bool recovered;        /* what ran has been taken over */
     struct network_pool *networks;
+    struct standby_pool *standbys;
     pthread_mutex_t lock;
     struct sandbox *sandboxes;
     struct template *templates;

@@ -197,6 +197,32 @@ static int open_parts(struct manager *manager, struct error *err)
     return network_pool_open(&networks, &manager->networks, err);
 }
 
+/*
+ * Begins to keep VMMs ready. Until somebody asks for one, the guests of any template are a good guess.
+ */
+static int open_standbys(struct manager *manager, struct error *err)
+{
+    CLEANUP_FREE char *directory = manager_path(manager, "vms", "", err);
+    if (directory == NULL)
+        return -ENOMEM;
+    directory[strlen(directory) - 1] = '\0';
+    struct standby_options options = {
+        .instance = manager->instance,
+        .directory = directory,
+        .networks = manager->networks,
+        .ahead = manager->options.vmm_ahead,
+    };
+    int r = standby_pool_open(&options, &manager->standbys, err);
+    if (r < 0 || manager->templates == NULL)
+        return r;
+    CLEANUP(snapshot_done) struct snapshot snapshot = {0};
+    enum vmm_accelerator accelerator;
+    if (store_read(manager->store, manager->templates->info.snapshot_id, &snapshot, NULL) == 0 &&
+        vmm_accelerator_parse(snapshot.manifest.accelerator, &accelerator) == 0)
+        standby_want(manager->standbys, accelerator, snapshot.manifest.cpus);
+    return 0;
+}
+
 static int open_manager(struct manager *manager, struct error *err)
 {
     if (geteuid() != 0) {
@@ -214,6 +240,8 @@ static int open_manager(struct manager *manager, struct error *err)
     if (r == 0)
         r = manager_recover(manager, err);
     manager->recovered = r == 0;
+    if (r == 0)
+        r = open_standbys(manager, err);
     if (r == 0)
         r = watch_start(manager, err);
     return r;
@@ -279,6 +307,7 @@ void manager_close(struct manager *manager)
     pthread_mutex_unlock(&manager->lock);
     leave_images(manager);
     free_objects(manager);
+    standby_pool_close(manager->standbys);
     if (manager->networks != NULL)
         network_pool_close(manager->networks);
     store_close(manager->store);

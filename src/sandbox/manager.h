@@ -50,6 +50,7 @@ struct manager;
 struct manager_options {
     const char *data_directory;                   /* created if absent, mode 0700 */
     unsigned network_ahead;                       /* namespaces kept ready */
+    unsigned vmm_ahead;                           /* VMMs kept ready, each with another namespace */
     void (*log)(void *context, const char *line); /* what happened in the background; any thread */
     void *log_context;
 };

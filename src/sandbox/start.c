@@ -122,10 +122,14 @@ void sandbox_teardown(struct manager *manager, struct sandbox *sandbox)
         manager_log(manager, "cannot remove %s: %s", sandbox->vm_directory, strerror(-r));
 }
 
-static int take_network(struct manager *manager, struct sandbox *sandbox, struct error *err)
+/* Takes a VMM that waits, if there is one and it can be of use, and in any case a network namespace. */
+static int take_place(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
+                      struct error *err)
 {
     struct network *network = NULL;
-    int r = network_take(manager->networks, &network, err);
+    bool prepared = !request->boot && standby_take(manager->standbys, request->accelerator, sandbox->info.cpus,
+                                                   sandbox->vm_directory, &sandbox->vmm, &network);
+    int r = prepared ? 0 : network_take(manager->networks, &network, err);
     if (r < 0)
         return r;
     pthread_mutex_lock(&manager->lock);
@@ -139,7 +143,7 @@ static int take_network(struct manager *manager, struct sandbox *sandbox, struct
 static int prepare_directory(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
                              struct error *err)
 {
-    if (mkdir(sandbox->vm_directory, 0755) < 0)
+    if (sandbox->vmm == NULL && mkdir(sandbox->vm_directory, 0755) < 0)
         return error_errno(err, "cannot make %s", sandbox->vm_directory);
     int r = store_materialize(manager->store, request->snapshot_id, sandbox->vm_directory, err);
     sandbox->fresh_memory = request->boot;
@@ -153,31 +157,54 @@ static int64_t elapsed_us(const struct start_request *request)
     return (clock_monotonic_ns() - request->request_ns) / 1000;
 }
 
+static int record_vmm(struct manager *manager, struct sandbox *sandbox, struct error *err)
+{
+    sandbox->vmm_start_time = vmm_start_time(sandbox->vmm);
+    set_vmm(manager, sandbox, vmm_pid(sandbox->vmm));
+    return sandbox_record(manager, sandbox, err);
+}
+
+/* In the VMM that was waiting. It is recorded first, so that nothing comes between its start and the message to it.
+ */
+static int start_prepared(struct manager *manager, struct sandbox *sandbox, const struct vmm_config *config,
+                          const struct start_request *request, struct sandbox_timings *timings, struct error *err)
+{
+    int r = record_vmm(manager, sandbox, err);
+    timings->spawned_us = elapsed_us(request);
+    return r == 0 ? vmm_restore_prepared(sandbox->vmm, config, err) : r;
+}
+
+static int start_new(struct manager *manager, struct sandbox *sandbox, struct vmm_config *config,
+                     const struct start_request *request, struct sandbox_timings *timings, struct error *err)
+{
+    CLEANUP_CLOSE int tap_fd = network_open_tap(sandbox->network, err);
+    if (tap_fd < 0)
+        return tap_fd;
+    config->tap_fd = tap_fd;
+    int r = request->boot ? vmm_boot(config, &sandbox->vmm, err) : vmm_restore(config, &sandbox->vmm, err);
+    if (r < 0)
+        return r;
+    timings->spawned_us = elapsed_us(request);
+    return record_vmm(manager, sandbox, err);
+}
+
 static int start_vmm(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
                      struct sandbox_timings *timings, struct error *err)
 {
     int r = prepare_directory(manager, sandbox, request, err);
     if (r < 0)
         return r;
-    CLEANUP_CLOSE int tap_fd = network_open_tap(sandbox->network, err);
-    if (tap_fd < 0)
-        return tap_fd;
-    char marker[128];
-    struct vmm_config config;
-    sandbox_vmm_config(manager, sandbox, marker, request->accelerator, tap_fd, &config);
     CLEANUP_CLOSE int state_fd = request->boot ? -1 : sandbox_open_device_state(sandbox, err);
     if (!request->boot && state_fd < 0)
         return state_fd;
+    char marker[128];
+    struct vmm_config config;
+    sandbox_vmm_config(manager, sandbox, marker, request->accelerator, -1, &config);
     config.state_fd = state_fd;
     if (!request->boot)
         sandbox_prefetch(manager, sandbox);
-    r = request->boot ? vmm_boot(&config, &sandbox->vmm, err) : vmm_restore(&config, &sandbox->vmm, err);
-    if (r < 0)
-        return r;
-    timings->spawned_us = elapsed_us(request);
-    sandbox->vmm_start_time = vmm_start_time(sandbox->vmm);
-    set_vmm(manager, sandbox, vmm_pid(sandbox->vmm));
-    return sandbox_record(manager, sandbox, err);
+    return sandbox->vmm != NULL ? start_prepared(manager, sandbox, &config, request, timings, err)
+                                : start_new(manager, sandbox, &config, request, timings, err);
 }
 
 /* Since when the guest runs; that it does is known. */
@@ -200,7 +227,7 @@ static int start(struct manager *manager, struct sandbox *sandbox, const struct 
 {
     int timeout_ms = request->boot ? BOOT_TIMEOUT_MS : RESTORE_TIMEOUT_MS;
     struct sandbox_timings timings = {0};
-    int r = take_network(manager, sandbox, err);
+    int r = take_place(manager, sandbox, request, err);
     if (r == 0)
         r = start_vmm(manager, sandbox, request, &timings, err);
     if (r < 0)

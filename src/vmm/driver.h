@@ -7,6 +7,7 @@
 #ifndef DORMOUSE_VMM_DRIVER_H
 #define DORMOUSE_VMM_DRIVER_H
 
+#include "vmm/jail.h"
 #include "vmm/vmm.h"
 
 struct vmm_driver;
@@ -21,13 +22,15 @@ struct vmm {
     void *connection; /* the driver's own */
 };
 
-enum vmm_start { VMM_START_BOOT, VMM_START_RESTORE };
+enum vmm_start { VMM_START_BOOT, VMM_START_RESTORE, VMM_START_PREPARE };
 
 struct vmm_driver {
     const char *name;
     /* Starts the process in a jail, sets pid and pidfd, and connects. */
     int (*start)(struct vmm *vmm, const struct vmm_config *config, enum vmm_start how, int log_fd,
                  struct error *err);
+    /* In a process started by VMM_START_PREPARE. */
+    int (*restore_prepared)(struct vmm *vmm, int state_fd, uint64_t memory_bytes, struct error *err);
     /* Connects to a process that runs already. */
     int (*attach)(struct vmm *vmm, struct error *err);
     /* Closes what start or attach connected; the process goes on. */
@@ -40,6 +43,10 @@ struct vmm_driver {
 };
 
 extern const struct vmm_driver vmm_driver_qemu;
+
+/* The files of the image server for the jail; returns how many there are. */
+#define VMM_BINDS 2
+size_t vmm_binds(const struct vmm_config *config, struct jail_bind binds[static VMM_BINDS]);
 
 /* directory/name; the caller frees it. NULL when memory is short. */
 char *vmm_path(const char *directory, const char *name);

@@ -15,6 +15,7 @@
 #include <linux/filter.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -79,19 +80,30 @@ static int enter_network(const struct jail_options *options)
     return unshare(CLONE_NEWNET);
 }
 
-/* A mount of the host, picked up before the new root is mounted, which may hide it. */
+/* A mount of the host, detached from it and without devices, set-uid and programs. */
 static int pick_up(const char *path)
 {
-    return open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+    struct mount_attr attributes = {.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC};
+    int tree = open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+    if (tree < 0 || mount_setattr(tree, "", AT_EMPTY_PATH, &attributes, sizeof(attributes)) < 0)
+        return -1;
+    return tree;
 }
 
-/* Sets a mount down in the new root. */
-static int set_down(int tree, const char *path)
+/* Puts it where it belongs, below the directory of the new root. */
+static int set_down(int tree, const char *directory, const char *name)
 {
+    char path[64];
+    size_t length = strlen(directory);
+    if (length + strlen(name) >= sizeof(path)) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    memcpy(path, directory, length);
+    strcpy(path + length, name);
     if (move_mount(tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH) < 0)
         return -1;
-    close(tree);
-    return mount(NULL, path, NULL, MS_BIND | MS_REMOUNT | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+    return close(tree);
 }
 
 static int make_root(const struct jail_options *options)
@@ -103,6 +115,7 @@ static int make_root(const struct jail_options *options)
     };
     static const char *const directories[] = {NEW_ROOT "/usr", NEW_ROOT "/etc", NEW_ROOT "/dev", NEW_ROOT "/vm"};
     int binds[JAIL_BINDS_MAX];
+    /* Before the new root is mounted, which may hide them. */
     int vm = pick_up(options->directory);
     for (size_t i = 0; i < options->bind_count; i++)
         if ((binds[i] = pick_up(options->binds[i].from)) < 0)
@@ -115,18 +128,11 @@ static int make_root(const struct jail_options *options)
     for (size_t i = 0; i < ARRAY_SIZE(links); i++)
         if (symlink(links[i][0], links[i][1]) < 0)
             return -1;
-    if (set_down(vm, NEW_ROOT "/vm") < 0)
+    if (set_down(vm, NEW_ROOT, "/vm") < 0)
         return -1;
-    for (size_t i = 0; i < options->bind_count; i++) {
-        char path[64] = NEW_ROOT "/vm/";
-        if (strlen(options->binds[i].name) >= sizeof(path) - strlen(path)) {
-            errno = ENAMETOOLONG;
+    for (size_t i = 0; i < options->bind_count; i++)
+        if (set_down(binds[i], NEW_ROOT "/vm/", options->binds[i].name) < 0)
             return -1;
-        }
-        strcat(path, options->binds[i].name);
-        if (set_down(binds[i], path) < 0)
-            return -1;
-    }
     return 0;
 }
 
@@ -317,4 +323,48 @@ int jail_spawn(const struct jail_options *options, pid_t *ret_pid, int *ret_pidf
     *ret_pid = pid;
     *ret_pidfd = TAKE_FD(pidfd);
     return 0;
+}
+
+struct bind_job {
+    int pidfd;
+    const struct jail_bind *binds;
+    int trees[JAIL_BINDS_MAX];
+    size_t count;
+    int code; /* errno, 0: done */
+};
+
+/* A thread of its own, since entering a mount namespace takes root and working directory along. */
+static void *bind_inside(void *context)
+{
+    struct bind_job *job = context;
+    bool failed = unshare(CLONE_FS) < 0 || setns(job->pidfd, CLONE_NEWNS) < 0;
+    for (size_t i = 0; !failed && i < job->count; i++) {
+        failed = set_down(job->trees[i], "/vm/", job->binds[i].name) < 0;
+        if (!failed)
+            job->trees[i] = -1;
+    }
+    job->code = failed ? errno : 0;
+    return NULL;
+}
+
+int jail_bind(int pidfd, const struct jail_bind *binds, size_t count, struct error *err)
+{
+    if (count > JAIL_BINDS_MAX)
+        return error_set(err, EINVAL, "too many files for a jail");
+    struct bind_job job = {.pidfd = pidfd, .binds = binds};
+    int code = 0;
+    for (; code == 0 && job.count < count; job.count += code == 0) {
+        job.trees[job.count] = pick_up(binds[job.count].from);
+        code = job.trees[job.count] < 0 ? errno : 0;
+    }
+    pthread_t thread;
+    if (code == 0)
+        code = pthread_create(&thread, NULL, bind_inside, &job);
+    if (code == 0) {
+        pthread_join(thread, NULL);
+        code = job.code;
+    }
+    for (size_t i = 0; i < job.count; i++)
+        cleanup_close(&job.trees[i]);
+    return code != 0 ? error_code(err, -code, "cannot hand memory and disk to a running jail") : 0;
 }

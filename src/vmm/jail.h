@@ -30,6 +30,9 @@ struct jail_bind {
 
 #define JAIL_BINDS_MAX 4
 
+/* Binds files in a jail whose program runs already. */
+int jail_bind(int pidfd, const struct jail_bind *binds, size_t count, struct error *err);
+
 struct jail_options {
     const char *directory;         /* becomes /vm */
     const struct jail_bind *binds; /* at most JAIL_BINDS_MAX */

@@ -9,6 +9,13 @@
  *   nobody polls for a socket to appear. The control port's chardev waits for its client (it is there already), so
  *   the guest never sees the port's host side closed across a restore, which would cost it an interrupt and a
  *   work queue.
+ * - A prepared VMM waits in QEMU's preconfig state: linked, seccomp on, all of QEMU's classes and the accelerator
+ * made, but no machine yet. Command line options would name /vm/memory and the disk too early, so both, and the
+ * memory's size, are given over QMP, then the machine is made. What it is made of is the same in all ways to start.
+ * - QEMU hands its monitor's socket from its main thread to another while, with -preconfig, the main thread already
+ *   serves it. Whatever arrives meanwhile may be lost, or a thread wait for ever (seen in 1 of 100 starts). So the
+ *   connection is made before (wait=on), and nothing is sent to a VMM in preparation until it has sent its
+ * greeting, the other thread's first act. A VMM counts as prepared when it has answered a command.
  * - The device list is the same for boot and restore: that is what makes device state loadable. Whoever changes it
  *   changes VMM_MACHINE_REVISION, which snapshots record.
  */
@@ -34,6 +41,9 @@
 
 #define QMP_TIMEOUT_MS 5000
 
+/* In the background, and perhaps on a busy host. */
+#define PREPARE_TIMEOUT_MS 20000
+
 /* A pause flushes the guest's disk, which can take long on slow storage. */
 #define PAUSE_TIMEOUT_MS 30000
 
@@ -41,9 +51,10 @@
 enum { FD_QMP = 3, FD_CONTROL = 4, FD_TAP = 5, FD_STATE = 6 };
 
 /*
- * A named baseline (about x86-64-v2) instead of the host's CPU, so that a snapshot moves between hosts.
+ * A named baseline (about x86-64-v2) instead of the host's CPU, so that a snapshot moves between hosts. Without
+ * arat Linux trusts no one-shot timer here, and an idle guest ticks 250 times a second.
  */
-#define CPU_MODEL "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes,+pclmulqdq,+rdrand,+fsgsbase,+smep"
+#define CPU_MODEL "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes,+pclmulqdq,+rdrand,+fsgsbase,+smep,+arat"
 
 /*
  * tsc=reliable and nowatchdog: no periodic timers in an idle guest, and no false alarm after a long pause.
@@ -52,6 +63,11 @@ enum { FD_QMP = 3, FD_CONTROL = 4, FD_TAP = 5, FD_STATE = 6 };
 #define KERNEL_ARGUMENTS "console=ttyS0 quiet reboot=t panic=-1 tsc=reliable nowatchdog psi=0"
 
 #define ARGUMENTS_MAX 64
+
+/* Names inside QEMU. */
+#define MEMORY_ID "ram"
+#define DISK_ID   "rootfs"
+#define STATE_ID  "state"
 
 struct arguments {
     char *items[ARGUMENTS_MAX + 1];
@@ -85,6 +101,17 @@ static void add_pair(struct arguments *arguments, const char *option, const char
     add(arguments, "%s", value);
 }
 
+/* Takes the reference. */
+static void add_json(struct arguments *arguments, const char *option, json_t *value)
+{
+    CLEANUP_FREE char *text = value != NULL ? json_dumps(value, JSON_COMPACT) : NULL;
+    json_decref(value);
+    if (text != NULL)
+        add_pair(arguments, option, text);
+    else
+        arguments->failed = true;
+}
+
 static const char *program(enum vmm_accelerator accelerator)
 {
     return accelerator == VMM_ACCELERATOR_KVM && access(QEMU_KVM, X_OK) == 0 ? QEMU_KVM : QEMU;
@@ -94,18 +121,13 @@ static void add_machine(struct arguments *a, const struct vmm_config *config)
 {
     add(a, "%s", program(config->accelerator));
     add_pair(a, "-machine",
-             "microvm,memory-backend=ram,x-option-roms=off,pit=on,pic=on,rtc=on,isa-serial=on,mem-merge=off,"
+             "microvm,x-option-roms=off,pit=on,pic=on,rtc=on,isa-serial=on,mem-merge=off,"
              "dump-guest-core=off,suppress-vmdesc=on");
     /* tb-size bounds what translated code may take of the host's memory (MiB). */
     add_pair(a, "-accel", config->accelerator == VMM_ACCELERATOR_KVM ? "kvm" : "tcg,thread=multi,tb-size=128");
     add_pair(a, "-cpu", CPU_MODEL);
     add(a, "-smp");
     add(a, "%u", config->cpus);
-    add(a, "-m");
-    add(a, "%" PRIu64 "M", config->memory_bytes >> 20);
-    add(a, "-object");
-    add(a, "memory-backend-file,id=ram,mem-path=/vm/" VMM_FILE_MEMORY ",share=off,size=%" PRIu64,
-        config->memory_bytes);
     add(a, "-nodefaults");
     add(a, "-no-user-config");
     add_pair(a, "-display", "none");
@@ -114,12 +136,37 @@ static void add_machine(struct arguments *a, const struct vmm_config *config)
     add_pair(a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
 }
 
+static json_t *memory_backend(uint64_t memory_bytes)
+{
+    return json_pack("{s:s, s:s, s:s, s:b, s:I}", "qom-type", "memory-backend-file", "id", MEMORY_ID, "mem-path",
+                     "/vm/" VMM_FILE_MEMORY, "share", 0, "size", (json_int_t)memory_bytes);
+}
+
+static json_t *root_disk(void)
+{
+    return json_pack("{s:s, s:s, s:s, s:s, s:{s:b}, s:{s:s, s:s, s:s, s:s, s:{s:b}}}", "driver", "raw", "node-name",
+                     DISK_ID, "discard", "unmap", "detect-zeroes", "unmap", "cache", "direct", 1, "file", "driver",
+                     "file", "filename", "/vm/" VMM_FILE_ROOTFS, "discard", "unmap", "locking", "off", "cache",
+                     "direct", 1);
+}
+
+/* What depends on the guest, for a VMM that isn't prepared. */
+static void add_guest(struct arguments *a, const struct vmm_config *config)
+{
+    add_pair(a, "-machine", "memory-backend=" MEMORY_ID);
+    add(a, "-m");
+    add(a, "%" PRIu64 "M", config->memory_bytes >> 20);
+    add_json(a, "-object", memory_backend(config->memory_bytes));
+    if (config->tap_fd >= 0)
+        add_json(a, "-blockdev", root_disk());
+}
+
 static void add_devices(struct arguments *a, const struct vmm_config *config)
 {
     add_pair(a, "-chardev", "file,id=console,path=/vm/" VMM_FILE_CONSOLE ",append=on");
     add_pair(a, "-serial", "chardev:console");
     add(a, "-chardev");
-    add(a, "socket,id=qmp,fd=%d,server=on,wait=off", FD_QMP);
+    add(a, "socket,id=qmp,fd=%d,server=on,wait=on", FD_QMP);
     add_pair(a, "-mon", "chardev=qmp,mode=control");
     add_pair(a, "-device", "virtio-serial-device");
     add(a, "-chardev");
@@ -127,11 +174,7 @@ static void add_devices(struct arguments *a, const struct vmm_config *config)
     add_pair(a, "-device", "virtserialport,chardev=control,name=" CONTROL_PORT_NAME);
     if (config->tap_fd < 0)
         return;
-    add_pair(a, "-blockdev",
-             "driver=raw,node-name=rootfs,discard=unmap,detect-zeroes=unmap,cache.direct=on,"
-             "file.driver=file,file.filename=/vm/" VMM_FILE_ROOTFS ",file.discard=unmap,file.cache.direct=on,"
-             "file.locking=off");
-    add_pair(a, "-device", "virtio-blk-device,drive=rootfs");
+    add_pair(a, "-device", "virtio-blk-device,drive=" DISK_ID);
     add(a, "-netdev");
     add(a, "tap,id=net,fd=%d,vhost=off", FD_TAP);
     add_pair(a, "-device", "virtio-net-device,netdev=net,guest_announce=off,mac=" NET_GUEST_MAC);
@@ -139,6 +182,12 @@ static void add_devices(struct arguments *a, const struct vmm_config *config)
 
 static void add_start(struct arguments *a, const struct vmm_config *config, enum vmm_start how)
 {
+    if (how == VMM_START_PREPARE) {
+        add(a, "-preconfig");
+        add_pair(a, "-incoming", "defer");
+        return;
+    }
+    add_guest(a, config);
     if (how == VMM_START_RESTORE) {
         add(a, "-incoming");
         add(a, "fd:%d", FD_STATE);
@@ -167,7 +216,7 @@ static int listen_in(const char *directory, const char *name, char **ret_path, s
     return fd;
 }
 
-static int attach(struct vmm *vmm, struct error *err)
+static int connect_sockets(struct vmm *vmm, struct error *err)
 {
     CLEANUP_FREE char *path = vmm_path(vmm->directory, VMM_FILE_QMP);
     if (path == NULL)
@@ -181,16 +230,18 @@ static int attach(struct vmm *vmm, struct error *err)
     return r < 0 ? r : 0;
 }
 
+static int attach(struct vmm *vmm, struct error *err)
+{
+    int r = connect_sockets(vmm, err);
+    return r < 0 ? r : qmp_negotiate(vmm->connection, err);
+}
+
 static int spawn(struct vmm *vmm, const struct vmm_config *config, const struct jail_descriptor *descriptors,
                  size_t descriptor_count, const struct arguments *arguments, int log_fd, struct error *err)
 {
     char *environment[] = {(char *)config->marker, NULL};
-    struct jail_bind binds[2];
-    size_t bind_count = 0;
-    if (config->memory_path != NULL)
-        binds[bind_count++] = (struct jail_bind){config->memory_path, VMM_FILE_MEMORY};
-    if (config->tap_fd >= 0)
-        binds[bind_count++] = (struct jail_bind){config->rootfs_path, VMM_FILE_ROOTFS};
+    struct jail_bind binds[VMM_BINDS];
+    size_t bind_count = vmm_binds(config, binds);
     struct jail_options jail = {
         .directory = config->directory,
         .binds = binds,
@@ -208,6 +259,27 @@ static int spawn(struct vmm *vmm, const struct vmm_config *config, const struct 
     return jail_spawn(&jail, &vmm->pid, &vmm->pidfd, err);
 }
 
+static int query_status(struct vmm *vmm, int timeout_ms, char status[static 32], struct error *err)
+{
+    json_t *reply = NULL;
+    int r = qmp_execute(vmm->connection, "query-status", NULL, timeout_ms, &reply, err);
+    if (r < 0)
+        return r;
+    const char *text = json_string_value(json_object_get(reply, "status"));
+    snprintf(status, 32, "%s", text != NULL ? text : "");
+    json_decref(reply);
+    return 0;
+}
+
+static int await_prepared(struct vmm *vmm, struct error *err)
+{
+    char status[32];
+    int r = qmp_wait_greeting(vmm->connection, PREPARE_TIMEOUT_MS, err);
+    if (r == 0)
+        r = qmp_negotiate(vmm->connection, err);
+    return r == 0 ? query_status(vmm, QMP_TIMEOUT_MS, status, err) : r;
+}
+
 static int start(struct vmm *vmm, const struct vmm_config *config, enum vmm_start how, int log_fd,
                  struct error *err)
 {
@@ -219,7 +291,7 @@ static int start(struct vmm *vmm, const struct vmm_config *config, enum vmm_star
     CLEANUP_CLOSE int control_fd = listen_in(config->directory, VMM_FILE_CONTROL, &control_path, err);
     if (control_fd < 0)
         return control_fd;
-    int r = attach(vmm, err);
+    int r = how == VMM_START_PREPARE ? connect_sockets(vmm, err) : attach(vmm, err);
     if (r < 0)
         return r;
 
@@ -235,25 +307,52 @@ static int start(struct vmm *vmm, const struct vmm_config *config, enum vmm_star
     add_start(&arguments, config, how);
     if (arguments.failed)
         return error_set(err, ENOMEM, "out of memory");
-    return spawn(vmm, config, descriptors, count, &arguments, log_fd, err);
+    r = spawn(vmm, config, descriptors, count, &arguments, log_fd, err);
+    return r == 0 && how == VMM_START_PREPARE ? await_prepared(vmm, err) : r;
+}
+
+/* Brings a prepared VMM to where one that was started the ordinary way has its machine. */
+static int make_machine(struct qmp *qmp, uint64_t memory_bytes, struct error *err)
+{
+    const struct {
+        const char *command;
+        json_t *arguments;
+    } steps[] = {
+        {"qom-set", json_pack("{s:s, s:s, s:{s:I}}", "path", "/machine", "property", "memory", "value", "size",
+                              (json_int_t)memory_bytes)},
+        {"object-add", memory_backend(memory_bytes)},
+        {"qom-set", json_pack("{s:s, s:s, s:s}", "path", "/machine", "property", "memory-backend", "value",
+                              "/objects/" MEMORY_ID)},
+        {"blockdev-add", root_disk()},
+        {"x-exit-preconfig", NULL},
+    };
+    int r = 0;
+    for (size_t i = 0; i < ARRAY_SIZE(steps); i++) {
+        if (r == 0)
+            r = qmp_execute(qmp, steps[i].command, steps[i].arguments, QMP_TIMEOUT_MS, NULL, err);
+        else
+            json_decref(steps[i].arguments);
+    }
+    return r;
+}
+
+/* A machine can only be made once, so after a failure this VMM is of no more use. */
+static int restore_prepared(struct vmm *vmm, int state_fd, uint64_t memory_bytes, struct error *err)
+{
+    int r = make_machine(vmm->connection, memory_bytes, err);
+    if (r == 0)
+        r = qmp_execute_with_fd(vmm->connection, "getfd", json_pack("{s:s}", "fdname", STATE_ID), state_fd,
+                                QMP_TIMEOUT_MS, err);
+    if (r == 0)
+        r = qmp_execute(vmm->connection, "migrate-incoming", json_pack("{s:s}", "uri", "fd:" STATE_ID),
+                        QMP_TIMEOUT_MS, NULL, err);
+    return r;
 }
 
 static void detach(struct vmm *vmm)
 {
     qmp_free(vmm->connection);
     vmm->connection = NULL;
-}
-
-static int query_status(struct vmm *vmm, int timeout_ms, char status[static 32], struct error *err)
-{
-    json_t *reply = NULL;
-    int r = qmp_execute(vmm->connection, "query-status", NULL, timeout_ms, &reply, err);
-    if (r < 0)
-        return r;
-    const char *text = json_string_value(json_object_get(reply, "status"));
-    snprintf(status, 32, "%s", text != NULL ? text : "");
-    json_decref(reply);
-    return 0;
 }
 
 static int wait_running(struct vmm *vmm, int timeout_ms, int64_t *ret_since_ns, struct error *err)
@@ -316,6 +415,7 @@ static int version(enum vmm_accelerator accelerator, char **ret, struct error *e
 const struct vmm_driver vmm_driver_qemu = {
     .name = "qemu",
     .start = start,
+    .restore_prepared = restore_prepared,
     .attach = attach,
     .detach = detach,
     .wait_running = wait_running,

@@ -105,8 +105,28 @@ static int64_t deadline_after(int timeout_ms)
     return clock_monotonic_ns() + (int64_t)timeout_ms * 1000000;
 }
 
+/* Sends bytes, with a descriptor unless `passed_fd` is -1. */
+static ssize_t send_with_fd(int socket_fd, char *bytes, size_t length, int passed_fd)
+{
+    union {
+        char space[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr alignment;
+    } control = {0};
+    struct iovec body = {bytes, length};
+    struct msghdr message = {.msg_iov = &body, .msg_iovlen = 1};
+    if (passed_fd >= 0) {
+        message.msg_control = control.space;
+        message.msg_controllen = sizeof(control.space);
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        *header = (struct cmsghdr){
+            .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(passed_fd))};
+        memcpy(CMSG_DATA(header), &passed_fd, sizeof(passed_fd));
+    }
+    return sendmsg(socket_fd, &message, MSG_NOSIGNAL);
+}
+
 /* Sends a command whose "id" tells its reply from those of earlier ones that were not waited for long enough. */
-static int send_command(struct qmp *qmp, const char *command, json_t *arguments, struct error *err)
+static int send_command(struct qmp *qmp, const char *command, json_t *arguments, int fd, struct error *err)
 {
     json_t *message =
         json_pack("{s:s, s:I, s:o*}", "execute", command, "id", ++qmp->last_id, "arguments", arguments);
@@ -116,7 +136,7 @@ static int send_command(struct qmp *qmp, const char *command, json_t *arguments,
         return error_set(err, ENOMEM, "out of memory");
     size_t length = strlen(text);
     text[length] = '\n';
-    ssize_t n = send(qmp->fd, text, length + 1, MSG_NOSIGNAL);
+    ssize_t n = send_with_fd(qmp->fd, text, length + 1, fd);
     if (n < 0)
         return error_errno(err, "writing to QEMU");
     return (size_t)n == length + 1 ? 0 : error_set(err, EIO, "QEMU does not read its control socket");
@@ -131,8 +151,8 @@ int qmp_connect(const char *path, struct qmp **ret, struct error *err)
     struct timeval patience = {.tv_sec = SEND_TIMEOUT_S};
     if (qmp->fd >= 0)
         setsockopt(qmp->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-    int r = qmp->fd < 0 ? qmp->fd : send_command(qmp, "qmp_capabilities", NULL, err);
-    if (r < 0) {
+    if (qmp->fd < 0) {
+        int r = qmp->fd;
         qmp_free(qmp);
         return r;
     }
@@ -140,11 +160,26 @@ int qmp_connect(const char *path, struct qmp **ret, struct error *err)
     return 0;
 }
 
-int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, int timeout_ms, json_t **ret,
-                struct error *err)
+int qmp_wait_greeting(struct qmp *qmp, int timeout_ms, struct error *err)
 {
-    int r = send_command(qmp, command, arguments, err);
+    json_t *message = NULL;
+    int r = next_message(qmp, deadline_after(timeout_ms), &message, err);
+    if (r == 0 && json_object_get(message, "QMP") == NULL)
+        r = error_set(err, EBADMSG, "QEMU didn't begin with a greeting");
+    json_decref(message);
+    return r < 0 ? error_wrap(err, r, "waiting for the greeting") : 0;
+}
+
+int qmp_negotiate(struct qmp *qmp, struct error *err)
+{
+    return send_command(qmp, "qmp_capabilities", NULL, -1, err);
+}
+
+/* Waits for the reply to the command sent last. */
+static int receive_reply(struct qmp *qmp, const char *command, int timeout_ms, json_t **ret, struct error *err)
+{
     int64_t deadline_ns = deadline_after(timeout_ms);
+    int r = 0;
     while (r == 0) {
         json_t *message = NULL;
         r = next_message(qmp, deadline_ns, &message, err);
@@ -169,6 +204,20 @@ int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, int tim
         json_decref(message);
     }
     return error_wrap(err, r, "%s", command);
+}
+
+int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, int timeout_ms, json_t **ret,
+                struct error *err)
+{
+    int r = send_command(qmp, command, arguments, -1, err);
+    return r == 0 ? receive_reply(qmp, command, timeout_ms, ret, err) : error_wrap(err, r, "%s", command);
+}
+
+int qmp_execute_with_fd(struct qmp *qmp, const char *command, json_t *arguments, int fd, int timeout_ms,
+                        struct error *err)
+{
+    int r = send_command(qmp, command, arguments, fd, err);
+    return r == 0 ? receive_reply(qmp, command, timeout_ms, NULL, err) : error_wrap(err, r, "%s", command);
 }
 
 int qmp_wait_event(struct qmp *qmp, const char *name, int timeout_ms, int64_t *ret_time_ns, struct error *err)

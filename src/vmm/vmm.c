@@ -116,9 +116,9 @@ static int start(const struct vmm_config *config, enum vmm_start how, struct vmm
     int r = log_fd < 0 ? error_errno(err, "cannot open the VMM's log in %s", config->directory) : 0;
     if (r == 0)
         r = make_writable_file(config->directory, VMM_FILE_CONSOLE, config->uid, err);
-    if (r == 0 && config->memory_path != NULL)
+    if (r == 0)
         r = make_mount_point(config->directory, VMM_FILE_MEMORY, err);
-    if (r == 0 && config->tap_fd >= 0)
+    if (r == 0)
         r = make_mount_point(config->directory, VMM_FILE_ROOTFS, err);
     if (r == 0)
         r = vmm->driver->start(vmm, config, how, log_fd, err);
@@ -145,6 +145,45 @@ int vmm_boot(const struct vmm_config *config, struct vmm **ret, struct error *er
 int vmm_restore(const struct vmm_config *config, struct vmm **ret, struct error *err)
 {
     return start(config, VMM_START_RESTORE, ret, err);
+}
+
+int vmm_prepare(const struct vmm_config *config, struct vmm **ret, struct error *err)
+{
+    return start(config, VMM_START_PREPARE, ret, err);
+}
+
+bool vmm_is_prepared(const struct vmm *vmm)
+{
+    struct pollfd ended = {.fd = vmm->pidfd, .events = POLLIN};
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%d/exe", (int)vmm->pid);
+    struct stat program;
+    return poll(&ended, 1, 0) == 0 && stat(path, &program) == 0 && program.st_nlink > 0;
+}
+
+size_t vmm_binds(const struct vmm_config *config, struct jail_bind binds[static VMM_BINDS])
+{
+    size_t count = 0;
+    if (config->memory_path != NULL)
+        binds[count++] = (struct jail_bind){config->memory_path, VMM_FILE_MEMORY};
+    if (config->rootfs_path != NULL)
+        binds[count++] = (struct jail_bind){config->rootfs_path, VMM_FILE_ROOTFS};
+    return count;
+}
+
+int vmm_restore_prepared(struct vmm *vmm, const struct vmm_config *config, struct error *err)
+{
+    char *moved = strdup(config->directory);
+    if (moved == NULL)
+        return error_set(err, ENOMEM, "out of memory");
+    free(vmm->directory);
+    vmm->directory = moved;
+    struct jail_bind binds[VMM_BINDS];
+    size_t count = vmm_binds(config, binds);
+    int r = jail_bind(vmm->pidfd, binds, count, err);
+    if (r == 0)
+        r = vmm->driver->restore_prepared(vmm, config->state_fd, config->memory_bytes, err);
+    return r < 0 ? explain(vmm, r, err) : 0;
 }
 
 int vmm_adopt(const char *directory, pid_t pid, uint64_t start_time, struct vmm **ret, struct error *err)

@@ -19,6 +19,9 @@
  * save_device_state, ram_ranges in any sensible order; vmm_kill; vmm_free. A daemon that starts again gets a live
  * VMM back by vmm_adopt. vmm_free without vmm_kill leaves the process running.
  *
+ * What a VMM does before it looks at its guest takes most of a restore. It can be done ahead: vmm_prepare on an
+ * empty directory; later rename and fill the directory, and vmm_restore_prepared in place of vmm_restore.
+ *
  * Threads: one struct vmm is used by one thread at a time (the sandbox's lock); vmm_pidfd may be polled by others.
  * Errors: negative errno; -EPIPE or -ESRCH when the VMM ended, with the last line it printed in the error object.
  * A VMM is not trusted: its replies are bounded in size and time, and whatever it sends can only fail calls.
@@ -87,6 +90,25 @@ int vmm_boot(const struct vmm_config *config, struct vmm **ret, struct error *er
 /* Starts a VMM that loads the device state and continues the guest at once. Returns as soon as the process exists.
  */
 int vmm_restore(const struct vmm_config *config, struct vmm **ret, struct error *err);
+
+/*
+ * Starts a VMM that waits for vmm_restore_prepared, with all that `config` says but memory, disk and state, which
+ * the guest will decide. Returns when it waits.
+ */
+int vmm_prepare(const struct vmm_config *config, struct vmm **ret, struct error *err);
+
+/*
+ * Whether a prepared VMM still waits, and is what a start would run now: neither has its program been replaced (by
+ * an upgrade of the package) nor has it ended.
+ */
+bool vmm_is_prepared(const struct vmm *vmm);
+
+/*
+ * Lets a prepared VMM load the device state and continue the guest; it has begun when this returns. Of `config`,
+ * directory (where the VM directory is now), memory and disk and the state are looked at. After a failure the VMM
+ * is good for nothing but vmm_kill.
+ */
+int vmm_restore_prepared(struct vmm *vmm, const struct vmm_config *config, struct error *err);
 
 /*
  * Takes over a VMM that an earlier daemon started: the process `pid`, if its start time (clock ticks since boot,

@@ -59,11 +59,13 @@ def session_daemon(directory, seed):
     daemon.run().exec("true").expect(0)
     daemon.cli("kill", "--all").expect(0)
     daemon.expect_clean()
+    daemon.expect_filled()
     before = daemon.descriptors()
     pid = daemon.process.pid
     yield daemon
     assert daemon.process.pid == pid, "the shared daemon was restarted"
     daemon.expect_clean()
+    daemon.expect_filled()
     wait_until(lambda: daemon.descriptors() <= before, f"at most {before} descriptors, not {daemon.descriptors()}")
     assert daemon.stop() == 0
     assert daemon.slots() == [], "the daemon left its ready namespaces"

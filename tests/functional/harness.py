@@ -110,11 +110,12 @@ class Daemon:
     """One dormoused with its data directory DIRECTORY/NAME. `seed` is a data directory to begin with; `wrapper`,
     arguments before the program."""
 
-    def __init__(self, directory, name, seed=None, network_ahead=2, wrapper=()):
+    def __init__(self, directory, name, seed=None, network_ahead=2, vmm_ahead=2, wrapper=()):
         self.data = Path(directory) / name
         self.socket = Path(directory) / f"{name}.sock"
         self.log_path = Path(directory) / f"{name}.log"
         self.network_ahead = network_ahead
+        self.vmm_ahead = vmm_ahead
         self.wrapper = wrapper
         self.port = 0
         self.process = None
@@ -132,6 +133,7 @@ class Daemon:
             f"--socket={self.socket}",
             f"--listen=127.0.0.1:{self.port}",
             f"--network-ahead={self.network_ahead}",
+            f"--vmm-ahead={self.vmm_ahead}",
         ]
 
     def start(self, seconds=READY_SECONDS):
@@ -174,9 +176,9 @@ class Daemon:
                 self.stop()
         finally:
             self.kill()
-            for pid in self.vmm_pids():
+            for pid in self.all_vmms():
                 os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: not self.vmm_pids(), "the end of the VMMs")
+            wait_until(lambda: not self.all_vmms(), "the end of the VMMs")
             if pid := self.image_server():
                 os.kill(pid, signal.SIGKILL)
                 wait_until(lambda: not self.image_server(), "the end of the image server")
@@ -229,8 +231,8 @@ class Daemon:
     def instance(self):
         return (self.data / "instance").read_text().strip()
 
-    def vmm_pids(self):
-        """Process id → sandbox id of every VMM process that carries this daemon's mark."""
+    def all_vmms(self):
+        """Process id → name of the VM directory of every VMM process that carries this daemon's mark."""
         if not (self.data / "instance").exists():
             return {}
         mark = f"DORMOUSE_VMM={self.instance()}/".encode()
@@ -239,12 +241,27 @@ class Daemon:
             if not entry.name.isdigit():
                 continue
             try:
-                environment = (entry / "environ").read_bytes().split(b"\0")[0]
+                marked = (entry / "environ").read_bytes().startswith(mark)
+                mounts = (entry / "mountinfo").read_text() if marked else ""
             except OSError:
                 continue
-            if environment.startswith(mark):
-                found[int(entry.name)] = environment[len(mark) :].decode()
+            if marked:
+                # Its mark may be older than its name: it was started ahead. The root of /vm is the directory.
+                directory = [line.split()[3] for line in mounts.splitlines() if line.split()[4] == "/vm"]
+                found[int(entry.name)] = Path(directory[0]).name if directory else ""
         return found
+
+    def standbys(self):
+        """Process ids of the VMMs that wait for a guest."""
+        return [pid for pid, name in self.all_vmms().items() if name.startswith("standby-")]
+
+    def vmm_pids(self):
+        """Process id → sandbox id of every VMM that has a guest."""
+        return {pid: name for pid, name in self.all_vmms().items() if not name.startswith("standby-")}
+
+    def vm_directories(self):
+        """Sandbox ids for which there is a VM directory."""
+        return [name for name in os.listdir(self.data / "vms") if not name.startswith("standby-")]
 
     def slots(self):
         """Numbers of its network namespaces, those kept ready included."""
@@ -284,11 +301,11 @@ class Daemon:
         templates = {template["snapshot"] for template in self.json("template", "ls")}
         found = {
             "sandboxes": list(self.list()),
-            "VMM processes": list(self.vmm_pids()),
-            "VM directories": os.listdir(self.data / "vms"),
+            "VMM processes": list(self.vmm_pids()) + self.standbys()[self.vmm_ahead :],
+            "VM directories": self.vm_directories(),
             "temporary files": os.listdir(self.data / "tmp"),
             "snapshots": list(self.snapshots() - templates),
-            "namespaces": self.slots()[self.network_ahead :],
+            "namespaces": self.slots()[self.network_ahead + self.vmm_ahead :],
             "mounts": [point for point in watchdog.mounts(self.data) if not self.is_image_mount(point)],
         }
         return {what: names for what, names in found.items() if names}
@@ -299,6 +316,11 @@ class Daemon:
             wait_until(lambda: not self.leftovers(), "nothing left over", seconds)
         except AssertionError:
             raise AssertionError(f"left over: {self.leftovers()}\n{self.log()[-3000:]}") from None
+
+    def expect_filled(self):
+        """Waits until as many VMMs and namespaces are ready as it keeps; no sandbox runs."""
+        wanted = (self.vmm_ahead, self.network_ahead + self.vmm_ahead)
+        wait_until(lambda: (len(self.standbys()), len(self.slots())) == wanted, "what is kept ready")
 
     # ---- what it says is true ----
 
@@ -313,7 +335,7 @@ class Daemon:
             if info["state"] == "lost":
                 assert info["lost_reason"], info
         assert {info["vmm_pid"]: identity for identity, info in running.items()} == vmms
-        assert set(os.listdir(self.data / "vms")) == set(running)
+        assert set(self.vm_directories()) == set(running)
         # One that has been superseded is removed in the background.
         wait_until(lambda: self.snapshots() == self.listed_snapshots(), "no half-made snapshot")
         kept = self.listed_snapshots()
@@ -322,8 +344,8 @@ class Daemon:
         for info in listed.values():
             if info["state"] == "paused":
                 assert info["snapshot"] in kept, info
-        wanted = len(running) + self.network_ahead
-        wait_until(lambda: len(self.slots()) == wanted, f"{wanted} namespaces, not {self.slots()}")
+        least = len(running) + self.network_ahead
+        wait_until(lambda: len(self.slots()) == least + len(self.standbys()), f"{least} namespaces and one a standby")
 
 
 def clone_data(seed, data):

@@ -94,6 +94,7 @@ static void test_options(void **state)
     check_failure((const char *[]){"--frobnicate", NULL}, 2, "--help");
     check_failure((const char *[]){"extra", NULL}, 2, "extra");
     check_failure((const char *[]){"--network-ahead", "-1", NULL}, 2, "--network-ahead");
+    check_failure((const char *[]){"--vmm-ahead", "1025", NULL}, 2, "--vmm-ahead");
     check_failure((const char *[]){"--network-ahead", "9999999999999999999999", NULL}, 2, "--network-ahead");
     static const char *const wrong[] = {"0.0.0.0:80",      "192.0.2.1:80",
                                         "[::]:80",         "127.0.0.1",

@@ -151,6 +151,7 @@ static int execute_against(const char *directory, const char *answer, size_t rep
     assert_int_equal(pthread_create(&thread, NULL, run_peer, &peer), 0);
     struct qmp *qmp = NULL;
     assert_int_equal(qmp_connect(path, &qmp, err), 0);
+    assert_int_equal(qmp_negotiate(qmp, err), 0);
     json_t *value = NULL;
     int r = qmp_execute(qmp, "stop", NULL, 10000, &value, err);
     json_decref(value);
@@ -190,6 +191,60 @@ static void a_misbehaving_peer_only_fails_the_call(void **state)
     assert_int_equal(execute_against(*state, "{\"event\": \"E\"}\n", 100, NULL, &err), -EPIPE);
 }
 
+/* Answers the command that comes after the capabilities with what the descriptor passed with it holds. */
+static void *read_passed_descriptor(void *context)
+{
+    int fd = accept(*(int *)context, NULL, NULL);
+    union {
+        char space[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr alignment;
+    } control = {0};
+    char request[4096];
+    struct iovec body = {request, sizeof(request)};
+    struct msghdr message = {.msg_iov = &body, .msg_iovlen = 1};
+    struct cmsghdr *header = NULL;
+    while (header == NULL && message.msg_flags == 0) {
+        message.msg_control = control.space;
+        message.msg_controllen = sizeof(control.space);
+        if (recvmsg(fd, &message, 0) <= 0)
+            break;
+        header = CMSG_FIRSTHDR(&message);
+    }
+    char text[16] = "";
+    if (header != NULL) {
+        int passed;
+        memcpy(&passed, CMSG_DATA(header), sizeof(passed));
+        (void)!read(passed, text, sizeof(text) - 1);
+        close(passed);
+    }
+    dprintf(fd, "{\"error\": {\"desc\": \"it holds %s\"}, \"id\": 2}\n", text);
+    close(fd);
+    return NULL;
+}
+
+static void a_descriptor_goes_with_its_command(void **state)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    CLEANUP_FREE char *path = unit_path(*state, "qmp");
+    unlink(path);
+    CLEANUP_CLOSE int listening = unix_socket_listen(path, &err);
+    assert_true(listening >= 0);
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, read_passed_descriptor, &listening), 0);
+    int pipes[2];
+    assert_int_equal(pipe2(pipes, O_CLOEXEC), 0);
+    assert_int_equal(io_write_full(pipes[1], "treasure", 8), 0);
+    close(pipes[1]);
+    struct qmp *qmp = NULL;
+    assert_int_equal(qmp_connect(path, &qmp, &err), 0);
+    assert_int_equal(qmp_negotiate(qmp, &err), 0);
+    assert_int_equal(qmp_execute_with_fd(qmp, "getfd", NULL, pipes[0], 10000, &err), -EREMOTEIO);
+    assert_non_null(strstr(error_message(&err), "it holds treasure"));
+    close(pipes[0]);
+    qmp_free(qmp);
+    pthread_join(thread, NULL);
+}
+
 static void a_dead_process_is_not_adopted(void **state)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
@@ -209,6 +264,7 @@ int main(void)
         UNIT_TEST(descriptors_arrive_where_they_should),    UNIT_TEST(a_jail_names_the_step_that_failed),
         UNIT_TEST(replies_are_told_from_events_and_others), UNIT_TEST(a_refusal_carries_its_reason),
         UNIT_TEST(a_misbehaving_peer_only_fails_the_call),  UNIT_TEST(a_dead_process_is_not_adopted),
+        UNIT_TEST(a_descriptor_goes_with_its_command),
     };
     return cmocka_run_group_tests_name("vmm", tests, NULL, NULL);
 }
