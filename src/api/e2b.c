@@ -134,8 +134,8 @@ json_t *e2b_detail_json(const struct api *api, const struct sandbox_info *info)
     json_t *more = json_pack(
         "{s:o, s:s, s:b, s:{s:s, s:b}, s:{s:b, s:o}}", "envdAccessToken", text_json(info->access_token), "domain",
         api->domain, "allowInternetAccess", (int)!info->egress_denied, "lifecycle", "onTimeout",
-        info->on_timeout != TIMEOUT_KILL ? "pause" : "kill", "autoResume", 0, "network", "allowPublicTraffic", 1,
-        "denyOut", info->egress_denied ? json_pack("[s]", ALL_IPV4) : json_array());
+        info->on_timeout != TIMEOUT_KILL ? "pause" : "kill", "autoResume", (int)info->auto_resume, "network",
+        "allowPublicTraffic", 1, "denyOut", info->egress_denied ? json_pack("[s]", ALL_IPV4) : json_array());
     json_t *json = e2b_listed_json(info);
     if (json == NULL || more == NULL || json_object_update(json, more) < 0) {
         json_decref(json);

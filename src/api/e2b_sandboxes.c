@@ -42,8 +42,7 @@ static int read_lifecycle(json_t *body, struct sandbox_spec *spec, struct error 
         return r;
     if (!with_memory && (!pause || auto_resume))
         return error_set(err, EINVAL, "\"autoPauseMemory\": false needs \"autoPause\" and excludes \"autoResume\"");
-    if (auto_resume)
-        return error_set(err, EOPNOTSUPP, "\"autoResume\" is not supported yet");
+    spec->auto_resume = auto_resume;
     spec->on_timeout = !pause ? TIMEOUT_KILL : with_memory ? TIMEOUT_PAUSE : TIMEOUT_PAUSE_DISK;
     return 0;
 }

@@ -10,6 +10,7 @@
 #include "api/proxy.h"
 
 #include <errno.h>
+#include <openssl/crypto.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -475,31 +476,70 @@ static int start_transfer(struct proxy *proxy, const char *access_token)
     return curl_multi_add_handle(proxy->multi, proxy->easy) == CURLM_OK ? 0 : -ENOMEM;
 }
 
+/* A request for the agent must prove that it may; what is wrong with one for another port, its server finds. */
+static bool may_wake(const struct proxy *proxy, const struct sandbox_info *info)
+{
+    if (proxy->endpoint.port != GUEST_AGENT_PORT)
+        return true;
+    const char *token = http_request_header(proxy->request, "X-Access-Token");
+    if (token == NULL)
+        return proxy->request->trusted;
+    return strlen(token) == strlen(info->access_token) &&
+           CRYPTO_memcmp(token, info->access_token, strlen(token)) == 0;
+}
+
+/*
+ * Brings the sandbox to where it can be connected to, if it is to be woken by requests; *info is then what it is
+ * now. 0, or a negative errno with the refusal in *reply.
+ */
+static int wake(struct proxy *proxy, struct sandbox_info *info, struct http_reply *reply)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    struct sandbox_info awake;
+    int r = -EBUSY;
+    if (info->auto_resume && may_wake(proxy, info))
+        r = manager_wake(proxy->api->manager, info->id, &awake, &err);
+    if (r == -EBUSY || r == -ENOENT)
+        reply_gone(reply, info->id);
+    else if (r < 0)
+        reply_failure(reply, &err);
+    if (r < 0)
+        return r;
+    sandbox_info_done(info);
+    *info = awake;
+    return 0;
+}
+
+/* Whether it can be connected to. One that is being captured may yet go on; if it is woken later, better wait. */
+static bool is_awake(const struct sandbox_info *info)
+{
+    return info->state == SANDBOX_RUNNING || (info->state == SANDBOX_PAUSING && !info->auto_resume);
+}
+
 /* 0, or a negative errno with the refusal in *reply. */
 static int begin(struct proxy *proxy, struct http_reply *reply)
 {
-    struct sandbox_info info;
+    CLEANUP(sandbox_info_done) struct sandbox_info info = {0};
     int r = find_sandbox(proxy, &info, reply);
     if (r < 0)
+        return r;
+    if (proxy->endpoint.port == GUEST_AGENT_PORT && proxy_target_host_only(proxy->request->path)) {
+        reply_error(reply, 403, "this path is for the host only", NULL);
+        return -EACCES;
+    }
+    if (!is_awake(&info) && (r = wake(proxy, &info, reply)) < 0)
         return r;
     proxy->endpoint.manager = proxy->api->manager;
     proxy->endpoint.sandbox_id = strdup(info.id);
     proxy->started_ns = info.started_ns;
     proxy->hangup_fd = http_request_hangup_fd(proxy->request);
     proxy->upgrade = upgrade_wanted(proxy->request);
-    if (info.state != SANDBOX_RUNNING && info.state != SANDBOX_PAUSING) {
-        reply_gone(reply, info.id);
-        r = -EBUSY;
-    } else if (proxy->endpoint.port == GUEST_AGENT_PORT && proxy_target_host_only(proxy->request->path)) {
-        reply_error(reply, 403, "this path is for the host only", NULL);
-        r = -EACCES;
-    } else if (proxy->endpoint.sandbox_id == NULL || proxy->hangup_fd < 0 ||
-               (!proxy->upgrade && start_transfer(proxy, info.access_token) < 0)) {
+    if (proxy->endpoint.sandbox_id == NULL || proxy->hangup_fd < 0 ||
+        (!proxy->upgrade && start_transfer(proxy, info.access_token) < 0)) {
         reply_error(reply, 503, "the proxy is out of memory or file descriptors", NULL);
-        r = -ENOMEM;
+        return -ENOMEM;
     }
-    sandbox_info_done(&info);
-    return r;
+    return 0;
 }
 
 struct proxy *proxy_open(struct api *api, struct http_request *request, struct http_reply *reply)

@@ -77,7 +77,9 @@ int api_running_sandbox(struct client *client, const char *id_or_prefix, char **
     const char *state = json_string_value(json_object_get(info, "state"));
     if (id == NULL || state == NULL || parse_id(id, NULL) < 0)
         return error_set(err, EPROTO, "the daemon's description of sandbox %s has no id or state", id_or_prefix);
-    if (strcmp(state, "running") != 0) {
+    /* One that is woken by requests will be by the next. */
+    bool wakes = json_is_true(json_object_get(info, "auto_resume")) && strcmp(state, "lost") != 0;
+    if (strcmp(state, "running") != 0 && !wakes) {
         error_set(err, EBUSY, "sandbox %s is not running: it is %s", id_or_prefix, state);
         if (strcmp(state, "paused") == 0)
             error_hint(err, "wake it with: dormouse resume %s", id_or_prefix);

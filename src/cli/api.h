@@ -34,7 +34,10 @@ int api_ids(const json_t *list, char ***ret_ids, struct error *err);
 int api_object(struct client *client, const char *method, const char *collection, const char *id,
                const char *action, json_t *body, json_t **ret, struct error *err);
 
-/* A running sandbox's full id, which the agent's routes demand; -EBUSY when it doesn't run. The caller frees it. */
+/*
+ * The full id, which the agent's routes demand, of a sandbox that runs or will when it is asked; else -EBUSY. The
+ * caller frees it.
+ */
 int api_running_sandbox(struct client *client, const char *id_or_prefix, char **ret_id, struct error *err);
 
 /* ---- whole verbs: they parse their arguments and return as a verb does ---- */

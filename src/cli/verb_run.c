@@ -24,6 +24,7 @@ struct run_options {
     struct option_count cpus;
     int64_t timeout_s;
     const char *on_timeout;
+    bool auto_resume;
     bool no_internet;
     json_t *environment;
     json_t *metadata;
@@ -37,6 +38,7 @@ static int parse_arguments(struct cli *cli, int argc, char **argv, struct run_op
         {0, "cpus", "N", "virtual CPUs (default: as the template)", option_count, &o->cpus},
         {0, "timeout", "TIME", "end after 90, 5m, 1h … (default: 0, never)", option_duration, &o->timeout_s},
         {0, "on-timeout", "ACTION", "kill, pause or pause-disk (default: kill)", option_text, &o->on_timeout},
+        {0, "auto-resume", NULL, "when paused, requests for it wake it", option_flag, &o->auto_resume},
         {'e', "env", "KEY=VALUE", "environment of every command; repeatable", option_pair, o->environment},
         {0, "metadata", "KEY=VALUE", "a label; repeatable", option_pair, o->metadata},
         {0, "no-internet", NULL, "the guest reaches nothing outside", option_flag, &o->no_internet},
@@ -49,6 +51,8 @@ static int parse_arguments(struct cli *cli, int argc, char **argv, struct run_op
         strcmp(o->on_timeout, "pause-disk") != 0)
         return options_usage_error(cli, &usage, err, "--on-timeout: '%s' is neither kill, pause nor pause-disk",
                                    o->on_timeout);
+    if (o->auto_resume && strcmp(o->on_timeout, "pause-disk") == 0)
+        return options_usage_error(cli, &usage, err, "--auto-resume needs memory, which pause-disk does not keep");
     if (parse_id(o->template_name, NULL) < 0)
         return options_usage_error(cli, &usage, err, "--template: '%s' is not a name", o->template_name);
     return r;
@@ -57,9 +61,9 @@ static int parse_arguments(struct cli *cli, int argc, char **argv, struct run_op
 /* What is not given is left out: the template's own values hold. */
 static json_t *make_request(struct run_options *o)
 {
-    json_t *body = json_pack("{s:s, s:I, s:s, s:b, s:O, s:O}", "template", o->template_name, "timeout_s",
-                             (json_int_t)o->timeout_s, "on_timeout", o->on_timeout, "egress", !o->no_internet,
-                             "env", o->environment, "metadata", o->metadata);
+    json_t *body = json_pack("{s:s, s:I, s:s, s:b, s:b, s:O, s:O}", "template", o->template_name, "timeout_s",
+                             (json_int_t)o->timeout_s, "on_timeout", o->on_timeout, "auto_resume", o->auto_resume,
+                             "egress", !o->no_internet, "env", o->environment, "metadata", o->metadata);
     if (o->memory_mib != 0)
         json_object_set_new(body, "memory_mib", json_integer(o->memory_mib));
     if (o->cpus.value != 0)

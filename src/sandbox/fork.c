@@ -127,6 +127,7 @@ int manager_fork(struct manager *manager, const char *id_or_prefix, unsigned cou
         .template_name = snapshot_id,
         .timeout_s = timeout_s,
         .on_timeout = info.on_timeout,
+        .auto_resume = info.auto_resume,
         .egress_denied = info.egress_denied,
         .environment = info.environment,
         .metadata = info.metadata,

@@ -48,6 +48,7 @@ struct sandbox {
     int64_t network_slot;    /* -1: none; as recorded */
     int64_t deadline_ns;     /* CLOCK_BOOTTIME; 0: none */
     int64_t timeout_s;       /* as last set, for a resume that names none; 0: none */
+    int64_t wake_failed_ns;  /* CLOCK_MONOTONIC, when a request last failed to wake it; 0: never */
     bool expiring;           /* a worker is on its way */
     atomic_bool cancelled;   /* the capture under way is to be given up */
     bool unrecorded; /* a template being built: no list, no registry; a crash leaves nothing to go on with */

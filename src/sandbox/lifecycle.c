@@ -66,6 +66,8 @@ static int check_spec(const struct sandbox_spec *spec, struct error *err)
                          SANDBOX_MEMORY_MAX_MIB, spec->memory_mib);
     if (spec->timeout_s < 0 || spec->timeout_s > SANDBOX_TIMEOUT_MAX_S)
         return error_set(err, EINVAL, "the timeout must be from 0 to %d seconds", SANDBOX_TIMEOUT_MAX_S);
+    if (spec->auto_resume && spec->on_timeout == TIMEOUT_PAUSE_DISK)
+        return error_set(err, EINVAL, "a sandbox whose memory is not kept can't be woken by requests");
     if (spec->environment.count > SANDBOX_ENV_MAX)
         return error_set(err, EINVAL, "more than %d environment variables", SANDBOX_ENV_MAX);
     for (size_t i = 0; i < spec->environment.count; i++) {
@@ -106,6 +108,7 @@ static int describe(const struct sandbox_spec *spec, const struct origin *origin
     info->disk_bytes = manifest->disk_bytes;
     info->egress_denied = spec->egress_denied;
     info->on_timeout = spec->on_timeout;
+    info->auto_resume = spec->auto_resume;
     info->created_ns = clock_realtime_ns();
     return r;
 }
@@ -311,6 +314,48 @@ int manager_resume(struct manager *manager, const char *id_or_prefix, const stru
         r = sandbox_report(manager, sandbox, ret, err);
     if (r == 0 && ret_was_running != NULL)
         *ret_was_running = was_running;
+    sandbox_release(manager, sandbox);
+    return r;
+}
+
+static int refuse_to_wake(const struct sandbox *sandbox, struct error *err)
+{
+    return error_set(err, EBUSY, "sandbox %s is %s and is not woken by requests", sandbox->info.id,
+                     sandbox_state_name(sandbox->info.state));
+}
+
+static int wake(struct manager *manager, struct sandbox *sandbox, int64_t request_ns, struct error *err)
+{
+    if (sandbox->info.state == SANDBOX_RUNNING)
+        return 0;
+    if (sandbox->info.state != SANDBOX_PAUSED || !sandbox->info.auto_resume)
+        return refuse_to_wake(sandbox, err);
+    /* What failed for the request before would fail for each that waited for it, one after the other. */
+    if (sandbox->wake_failed_ns > request_ns)
+        return error_set(err, EAGAIN, "sandbox %s could not be woken", sandbox->info.id);
+    CLEANUP(snapshot_done) struct snapshot snapshot = {0};
+    if (store_read(manager->store, sandbox->info.snapshot_id, &snapshot, NULL) == 0 &&
+        snapshot_is_disk_only(&snapshot))
+        return refuse_to_wake(sandbox, err);
+    const struct resume_options options = {.timeout_s = -1};
+    int r = resume(manager, sandbox, &options, request_ns, err);
+    if (r < 0)
+        sandbox->wake_failed_ns = clock_monotonic_ns();
+    else
+        manager_log(manager, "sandbox %s: woken by a request", sandbox->info.id);
+    return r;
+}
+
+int manager_wake(struct manager *manager, const char *id, struct sandbox_info *ret, struct error *err)
+{
+    int64_t request_ns = clock_monotonic_ns();
+    struct sandbox *sandbox;
+    int r = sandbox_acquire(manager, id, &sandbox, err);
+    if (r < 0)
+        return r;
+    r = wake(manager, sandbox, request_ns, err);
+    if (r == 0)
+        r = sandbox_report(manager, sandbox, ret, err);
     sandbox_release(manager, sandbox);
     return r;
 }

@@ -79,6 +79,7 @@ struct sandbox_spec {
     unsigned memory_mib;       /* 0: as the template; another value boots instead of restoring */
     int64_t timeout_s;         /* 0: no limit; counted from the moment it runs */
     enum timeout_action on_timeout;
+    bool auto_resume;               /* paused with its memory, it is woken by requests for it: manager_wake */
     bool egress_denied;             /* no guest → outside */
     struct string_list environment; /* "K=V" each */
     struct string_list metadata;    /* key, value, key, value … */
@@ -119,6 +120,7 @@ struct sandbox_info {
     int64_t started_ns; /* last time it began to run, CLOCK_REALTIME */
     int64_t expires_ns; /* CLOCK_REALTIME; 0: never */
     enum timeout_action on_timeout;
+    bool auto_resume;
     struct sandbox_timings timings;
     struct capture_figures capture;
 };
@@ -151,6 +153,13 @@ struct resume_options {
  */
 int manager_resume(struct manager *manager, const char *id_or_prefix, const struct resume_options *options,
                    bool *ret_was_running, struct sandbox_info *ret, struct error *err);
+
+/*
+ * A request for the sandbox has come: it runs when this returns 0. Waits for what is under way; of several calls
+ * one resumes it, with its timeout as before. -EBUSY, and nothing is changed: it doesn't run and isn't to be woken,
+ * because its spec doesn't say auto_resume, or because it would have to boot.
+ */
+int manager_wake(struct manager *manager, const char *id, struct sandbox_info *ret, struct error *err);
 
 /* One child's outcome: either info (error.code == 0) or error. */
 struct fork_result {

@@ -190,7 +190,8 @@ int manager_create(struct manager *manager, const struct sandbox_spec *spec, str
                                  .environment = spec->environment,
                                  .metadata = spec->metadata,
                                  .expires_ns = expiry(spec->timeout_s),
-                                 .on_timeout = spec->on_timeout};
+                                 .on_timeout = spec->on_timeout,
+                                 .auto_resume = spec->auto_resume};
     pthread_mutex_lock(&manager->lock);
     int r = add(manager, &model, ret, err);
     pthread_mutex_unlock(&manager->lock);
@@ -251,6 +252,22 @@ int manager_resume(struct manager *manager, const char *id_or_prefix, const stru
     copy_info(info, ret);
     pthread_mutex_unlock(&manager->lock);
     return 0;
+}
+
+int manager_wake(struct manager *manager, const char *id, struct sandbox_info *ret, struct error *err)
+{
+    struct sandbox_info *info;
+    int r = find(manager, id, &info, err);
+    if (r < 0)
+        return r;
+    if (info->state == SANDBOX_PAUSED && info->auto_resume)
+        info->state = SANDBOX_RUNNING;
+    if (info->state != SANDBOX_RUNNING)
+        r = error_set(err, EBUSY, "sandbox %s is not woken", id);
+    else
+        copy_info(info, ret);
+    pthread_mutex_unlock(&manager->lock);
+    return r;
 }
 
 int manager_fork(struct manager *manager, const char *id_or_prefix, unsigned count, int64_t timeout_s,

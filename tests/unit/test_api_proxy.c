@@ -459,6 +459,68 @@ static void test_upgrade(void **state)
     end(&x);
 }
 
+/* A sandbox that has been paused; the caller frees the id. */
+static char *paused_sandbox(const char *spec)
+{
+    CLEANUP_FREE char *made = world_request(true, "POST", "/dormouse/v1/sandboxes", NULL, spec);
+    assert_int_equal(world_status(made), 201);
+    json_t *json = json_loads(world_body(made), 0, NULL);
+    char *id = strdup(json_string_value(json_object_get(json, "id")));
+    json_decref(json);
+    char path[128];
+    snprintf(path, sizeof(path), "/dormouse/v1/sandboxes/%s/pause", id);
+    CLEANUP_FREE char *paused = world_request(true, "POST", path, NULL, "{}");
+    assert_int_equal(world_status(paused), 200);
+    return id;
+}
+
+/* Whether such a request finds it awake: nothing listens at its ports, which is then the answer. */
+static bool wakes(const char *spec, bool trusted, unsigned port, const char *token_format)
+{
+    CLEANUP_FREE char *id = paused_sandbox(spec);
+    char headers[512];
+    int n = snprintf(headers, sizeof(headers), "E2b-Sandbox-Id: %s\r\nE2b-Sandbox-Port: %u\r\n", id, port);
+    if (token_format != NULL)
+        snprintf(headers + n, sizeof(headers) - (size_t)n, "X-Access-Token: %s%s\r\n", token_format, id);
+    CLEANUP_FREE char *reply = world_request(trusted, "GET", "/", headers, NULL);
+    assert_int_equal(world_status(reply), 502);
+    bool gone = strstr(reply, "The sandbox was not found") != NULL;
+    assert_true(gone || strstr(reply, "port is not open") != NULL);
+    return !gone;
+}
+
+static void test_who_wakes_a_sandbox(void **state)
+{
+    (void)state;
+    static const char waking[] = "{\"auto_resume\":true}";
+    assert_false(wakes("{}", false, 3000, NULL));
+    assert_false(wakes("{}", false, 49983, FAKE_TOKEN_PREFIX));
+    assert_true(wakes(waking, false, 3000, NULL));
+    assert_true(wakes(waking, true, 3000, NULL));
+    assert_false(wakes(waking, false, 49983, NULL));
+    assert_false(wakes(waking, false, 49983, "talker-"));
+    assert_false(wakes(waking, false, 49983, "x" FAKE_TOKEN_PREFIX));
+    assert_false(wakes(waking, true, 49983, "talker-"));
+    assert_true(wakes(waking, false, 49983, FAKE_TOKEN_PREFIX));
+    assert_true(wakes(waking, true, 49983, NULL));
+}
+
+/* A path that no client may use wakes nothing either. */
+static void test_refused_paths_wake_nothing(void **state)
+{
+    (void)state;
+    CLEANUP_FREE char *id = paused_sandbox("{\"auto_resume\":true}");
+    char text[256];
+    snprintf(text, sizeof(text),
+             "E2b-Sandbox-Id: %s\r\nE2b-Sandbox-Port: 49983\r\nX-Access-Token: " FAKE_TOKEN_PREFIX "%s\r\n", id,
+             id);
+    CLEANUP_FREE char *reply = world_request(false, "POST", "/init", text, "{}");
+    assert_int_equal(world_status(reply), 403);
+    snprintf(text, sizeof(text), "/dormouse/v1/sandboxes/%s", id);
+    CLEANUP_FREE char *info = world_request(true, "GET", text, NULL, NULL);
+    assert_non_null(strstr(info, "\"paused\""));
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, world_start, world_stop)
 
 int main(void)
@@ -481,6 +543,8 @@ int main(void)
         TEST(test_early_answer),
         TEST(test_target_is_a_path),
         TEST(test_metrics),
+        TEST(test_who_wakes_a_sandbox),
+        TEST(test_refused_paths_wake_nothing),
         TEST(test_upgrade),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

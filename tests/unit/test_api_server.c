@@ -99,16 +99,17 @@ static void test_token_stays_local(void **state)
 static void test_native_life(void **state)
 {
     (void)state;
-    json_t *info =
-        call("POST", "/dormouse/v1/sandboxes",
-             "{\"template\":\"base\",\"memory_mib\":256,\"cpus\":2,\"timeout_s\":0,\"on_timeout\":\"pause\","
-             "\"egress\":false,\"env\":{\"A\":\"1\"},\"metadata\":{\"k\":\"v\"}}",
-             201);
+    json_t *info = call("POST", "/dormouse/v1/sandboxes",
+                        "{\"template\":\"base\",\"memory_mib\":256,\"cpus\":2,\"timeout_s\":0,\"on_timeout\":"
+                        "\"pause\",\"auto_resume\":true,"
+                        "\"egress\":false,\"env\":{\"A\":\"1\"},\"metadata\":{\"k\":\"v\"}}",
+                        201);
     CLEANUP_FREE char *id = strdup(json_string_value(json_object_get(info, "id")));
     assert_text(info, "state", "running");
     assert_text(info, "template", "base");
     assert_text(info, "snapshot", "s0base");
     assert_text(info, "on_timeout", "pause");
+    assert_true(json_is_true(json_object_get(info, "auto_resume")));
     assert_int_equal(json_integer_value(json_object_get(info, "memory_mib")), 256);
     assert_int_equal(json_integer_value(json_object_get(info, "cpus")), 2);
     assert_true(json_is_false(json_object_get(info, "egress")));
@@ -260,7 +261,7 @@ static void test_e2b_refusals(void **state)
         expect("POST", "/sandboxes", body, 400);
     }
     expect("POST", "/sandboxes", "{}", 400);
-    expect("POST", "/sandboxes", "{\"templateID\":\"base\",\"autoResume\":{\"enabled\":true}}", 501);
+    expect("POST", "/sandboxes", "{\"templateID\":\"base\",\"autoResume\":{\"enabled\":1}}", 400);
     expect("POST", "/sandboxes", "{\"templateID\":\"base\",\"autoPause\":true,\"autoPauseMemory\":false}", 201);
     expect("POST", "/sandboxes",
            "{\"templateID\":\"base\",\"network\":{\"denyOut\":[\"0.0.0.0/0\"],\"allowOut\":[],\"rules\":{}}}", 201);
