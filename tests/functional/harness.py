@@ -58,6 +58,21 @@ def without(scratch, *missing):
     return ["unshare", "--mount", "sh", "-c", script, "sh"]
 
 
+def ask_vmm(path, command):
+    """Asks QEMU itself; it talks to one client at a time, so no daemon may be there."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(20)
+        connection.connect(str(path))
+        with connection.makefile("rw", encoding="utf-8") as lines:
+            lines.readline()
+            for execute in ("qmp_capabilities", command):
+                lines.write(json.dumps({"execute": execute}) + "\n")
+                lines.flush()
+                while "return" not in (answer := json.loads(lines.readline())):
+                    assert "error" not in answer, answer
+    return answer["return"]
+
+
 class Result:
     """What a finished command left: status, out (text), out_bytes, error (text)."""
 

@@ -1,17 +1,15 @@
 """The daemon may die at any moment: what runs goes on, what was half done is rolled back, nothing is left over."""
 
 import contextlib
-import json
 import os
 import random
 import signal
-import socket
 import subprocess
 
 import pytest
 
 from guest import Counter, boot_id
-from harness import Sandbox, wait_until
+from harness import Sandbox, ask_vmm, wait_until
 
 SEEDS = 6
 
@@ -112,21 +110,6 @@ def test_a_daemon_killed_in_its_recovery_starts_again(new_daemon):
     daemon.expect_consistent()
     for counter, state in zip(counters, states):
         counter.wait_beyond(state)
-
-
-def ask_vmm(path, command):
-    """Asks QEMU itself; it talks to one client at a time, so no daemon may be there."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(20)
-        connection.connect(str(path))
-        with connection.makefile("rw", encoding="utf-8") as lines:
-            lines.readline()
-            for execute in ("qmp_capabilities", command):
-                lines.write(json.dumps({"execute": execute}) + "\n")
-                lines.flush()
-                while "return" not in (answer := json.loads(lines.readline())):
-                    assert "error" not in answer, answer
-    return answer["return"]
 
 
 @pytest.mark.parametrize("operation", ["pause", "fork"])
