@@ -11,10 +11,12 @@
 #include <unistd.h>
 
 #include "base/io.h"
+#include "image/resident.h"
+#include "imaged/working_set.h"
 #include "sandbox/internal.h"
 
 /* What a guest touches from its resume to this long after it ran is its working set. */
-#define WORKING_SET_MS 1000
+#define WORKING_SET_MS 200
 
 int sandbox_attach_images(struct manager *manager, struct sandbox *sandbox, struct error *err)
 {
@@ -65,7 +67,9 @@ void snapshot_warm(struct manager *manager, const char *id)
 }
 
 struct recording {
+    pid_t pid;
     int pidfd;
+    uint64_t pages; /* of the memory image */
     char *id;
     char *snapshot_id;
     char *vm_directory;
@@ -80,6 +84,42 @@ static void recording_free(struct recording *recording)
     free(recording);
 }
 
+static int keep_mapped(const struct working_set *all, const uint8_t *bitmap, struct working_set *ret)
+{
+    int r = 0;
+    for (size_t i = 0; i < all->count; i++)
+        for (uint64_t page = all->runs[i].page; r == 0 && page < all->runs[i].page + all->runs[i].count; page++)
+            if ((bitmap[page / 8] >> page % 8 & 1) != 0)
+                r = working_set_add(ret, (struct page_run){page, 1});
+    working_set_join(ret);
+    return r;
+}
+
+/*
+ * What was recorded holds what the image server read ahead, and what it held from resumes before: without this it
+ * would only ever grow. What this guest has not mapped is left out.
+ */
+static int drop_untouched(const struct recording *recording, const char *path)
+{
+    CLEANUP_FREE struct vmm_ram_range *ranges = NULL;
+    CLEANUP_FREE uint8_t *bitmap = calloc(1, recording->pages / 8 + 1);
+    CLEANUP(working_set_done) struct working_set all = {0};
+    CLEANUP(working_set_done) struct working_set touched = {0};
+    size_t count;
+    int r = bitmap == NULL ? -ENOMEM : vmm_ram_ranges_of(recording->pid, &ranges, &count, NULL);
+    if (r == 0)
+        r = resident_pages(recording->pid, ranges, count, recording->pages, bitmap, NULL);
+    /* Only now it is sure that this was the process. */
+    struct pollfd ended = {.fd = recording->pidfd, .events = POLLIN};
+    if (r == 0 && poll(&ended, 1, 0) != 0)
+        r = -ESRCH;
+    if (r == 0)
+        r = working_set_read(path, recording->pages, &all, NULL);
+    if (r == 0)
+        r = keep_mapped(&all, bitmap, &touched);
+    return r == 0 ? working_set_write(path, &touched, NULL) : r;
+}
+
 /* The VM may end, and its directory go, at any time: what fails is only a hint less. */
 static void save_working_set(struct manager *manager, const struct recording *recording)
 {
@@ -90,7 +130,8 @@ static void save_working_set(struct manager *manager, const struct recording *re
         path = inherited = NULL;
         return;
     }
-    if (imaged_save_working_set(manager->images, recording->id, path, NULL) < 0)
+    if (imaged_save_working_set(manager->images, recording->id, path, NULL) < 0 ||
+        drop_untouched(recording, path) < 0)
         return;
     unlink(inherited);
     if (link(path, inherited) == 0)
@@ -113,6 +154,8 @@ void sandbox_record_working_set(struct manager *manager, const struct sandbox *s
     struct recording *recording = calloc(1, sizeof(*recording));
     if (recording == NULL)
         return;
+    recording->pid = vmm_pid(sandbox->vmm);
+    recording->pages = ((uint64_t)sandbox->info.memory_mib << 20) / IMAGE_PAGE_BYTES;
     recording->pidfd = fcntl(vmm_pidfd(sandbox->vmm), F_DUPFD_CLOEXEC, 3);
     recording->id = strdup(sandbox->info.id);
     recording->snapshot_id = strdup(sandbox->info.snapshot_id);

@@ -279,15 +279,15 @@ static int compare_ranges(const void *a, const void *b)
     return left->offset < right->offset ? -1 : left->offset > right->offset;
 }
 
-int vmm_ram_ranges(struct vmm *vmm, struct vmm_ram_range **ret, size_t *ret_count, struct error *err)
+int vmm_ram_ranges_of(pid_t pid, struct vmm_ram_range **ret, size_t *ret_count, struct error *err)
 {
     char path[64];
     struct stat status;
     /* As the VMM sees it: inside its jail the image is bound there. */
-    snprintf(path, sizeof(path), "/proc/%d/root/vm/" VMM_FILE_MEMORY, (int)vmm->pid);
+    snprintf(path, sizeof(path), "/proc/%d/root/vm/" VMM_FILE_MEMORY, (int)pid);
     if (stat(path, &status) < 0)
         return error_errno(err, "cannot read the memory image");
-    snprintf(path, sizeof(path), "/proc/%d/maps", (int)vmm->pid);
+    snprintf(path, sizeof(path), "/proc/%d/maps", (int)pid);
     CLEANUP_FREE char *maps = NULL;
     int r = io_read_file(path, 4 << 20, &maps, NULL);
     if (r < 0)
@@ -319,6 +319,11 @@ int vmm_ram_ranges(struct vmm *vmm, struct vmm_ram_range **ret, size_t *ret_coun
     *ret = TAKE_PTR(ranges);
     *ret_count = count;
     return 0;
+}
+
+int vmm_ram_ranges(struct vmm *vmm, struct vmm_ram_range **ret, size_t *ret_count, struct error *err)
+{
+    return vmm_ram_ranges_of(vmm->pid, ret, ret_count, err);
 }
 
 int vmm_control_fd(struct vmm *vmm, struct error *err)

@@ -134,6 +134,8 @@ int vmm_save_device_state(struct vmm *vmm, uint64_t *ret_size, struct error *err
 
 /* The guest's memory in the VMM process, by image offset; the caller frees *ret. */
 int vmm_ram_ranges(struct vmm *vmm, struct vmm_ram_range **ret, size_t *ret_count, struct error *err);
+/* The same of a VMM that another thread uses, by its process. */
+int vmm_ram_ranges_of(pid_t pid, struct vmm_ram_range **ret, size_t *ret_count, struct error *err);
 
 /* The stream to the guest agent (control/control.h); the vmm keeps and closes it. Non-blocking. */
 int vmm_control_fd(struct vmm *vmm, struct error *err);
