@@ -76,11 +76,12 @@ static void start_children(struct fork_job *job)
 }
 
 /* The snapshot that the children start from; a running parent is captured. */
-static int parent_snapshot(struct manager *manager, struct sandbox *parent, char **ret, struct error *err)
+static int parent_snapshot(struct manager *manager, struct sandbox *parent, const char *what, char **ret,
+                           struct error *err)
 {
     if (parent->info.state == SANDBOX_PAUSED)
         return replace_text(ret, parent->info.snapshot_id, err);
-    int r = sandbox_require(parent, SANDBOX_RUNNING, "forked", err);
+    int r = sandbox_require(parent, SANDBOX_RUNNING, what, err);
     if (r == 0)
         r = sandbox_capture(manager, parent, CAPTURE_AND_CONTINUE, CAPTURE_ALL, ret, err);
     /* Also when it never stopped: a "stop" that was not answered in time may still be waiting for it. */
@@ -93,15 +94,15 @@ static int parent_snapshot(struct manager *manager, struct sandbox *parent, char
  * From here on the parent may do what it likes, or be killed: the children need nothing but the snapshot, which is
  * pinned until they have it.
  */
-static int capture_parent(struct manager *manager, const char *id_or_prefix, struct snapshot_pin *pin,
-                          char **ret_snapshot_id, struct sandbox_info *ret_info, struct error *err)
+int sandbox_snapshot(struct manager *manager, const char *id_or_prefix, const char *what, struct snapshot_pin *pin,
+                     char **ret_snapshot_id, struct sandbox_info *ret_info, struct error *err)
 {
     struct sandbox *parent;
     int r = sandbox_acquire(manager, id_or_prefix, &parent, err);
     if (r < 0)
         return r;
     atomic_store(&parent->cancelled, false);
-    r = parent_snapshot(manager, parent, ret_snapshot_id, err);
+    r = parent_snapshot(manager, parent, what, ret_snapshot_id, err);
     if (r == 0)
         r = sandbox_report(manager, parent, ret_info, err);
     if (r == 0)
@@ -120,7 +121,7 @@ int manager_fork(struct manager *manager, const char *id_or_prefix, unsigned cou
     CLEANUP_FREE char *snapshot_id = NULL;
     CLEANUP(sandbox_info_done) struct sandbox_info info = {0};
     struct snapshot_pin pin;
-    int r = capture_parent(manager, id_or_prefix, &pin, &snapshot_id, &info, err);
+    int r = sandbox_snapshot(manager, id_or_prefix, "forked", &pin, &snapshot_id, &info, err);
     if (r < 0)
         return r;
     struct sandbox_spec spec = {

@@ -129,6 +129,7 @@ void snapshot_info_done(struct snapshot_info *info)
     free(info->template_id);
     free(info->parent_id);
     free(info->disk_consistency);
+    string_list_done(&info->names);
     *info = (struct snapshot_info){0};
 }
 

@@ -60,6 +60,14 @@ struct template
     struct template_info info;
 };
 
+/* A name of a snapshot, by which it is kept until the name is removed. */
+struct checkpoint {
+    struct checkpoint *next;
+    char *name; /* "name:tag", or the snapshot's id for one without a name */
+    char *snapshot_id;
+    struct string_list environment; /* of the sandbox: what is made from it inherits it */
+};
+
 /* While it is in the manager's list, the snapshot isn't collected. */
 struct snapshot_pin {
     struct snapshot_pin *next;
@@ -82,8 +90,10 @@ struct manager {
     pthread_mutex_t lock;
     struct sandbox *sandboxes;
     struct template *templates;
+    struct checkpoint *checkpoints;
     struct snapshot_pin *pins;
-    pthread_mutex_t build; /* one template build at a time */
+    pthread_mutex_t build;  /* one template build at a time */
+    pthread_mutex_t naming; /* of checkpoints; taken before `lock` */
     pthread_t watcher;
     bool watching;
     int epoll_fd;
@@ -147,6 +157,9 @@ int sandbox_require(const struct sandbox *sandbox, enum sandbox_state state, con
 void sandbox_set_lost(struct manager *manager, struct sandbox *sandbox, const char *reason);
 /* Copies info for the caller. */
 int sandbox_report(struct manager *manager, struct sandbox *sandbox, struct sandbox_info *ret, struct error *err);
+/* Lists of texts in records. */
+json_t *json_list(const struct string_list *list);
+int json_read_list(const json_t *document, const char *key, struct string_list *ret, struct error *err);
 /* Fills a sandbox object from its record; it is listed, not acquired. */
 int sandbox_load(struct manager *manager, const char *id, const json_t *document, struct error *err);
 /* Sets the timeout from now, or none for 0. */
@@ -219,10 +232,36 @@ void sandbox_forget_digests(struct sandbox *sandbox);
 /* Lets a guest write again whose file systems a capture that never ended has frozen. */
 void sandbox_thaw(struct sandbox *sandbox);
 
+/* ---- fork.c ---- */
+
+/*
+ * The snapshot that copies of a sandbox are made from: of a running one a new one, of a paused one that which it
+ * consists of. It is pinned: the caller unpins it, and then has it collected.
+ */
+int sandbox_snapshot(struct manager *manager, const char *id_or_prefix, const char *what, struct snapshot_pin *pin,
+                     char **ret_snapshot_id, struct sandbox_info *ret_info, struct error *err);
+
+/* ---- checkpoint.c ---- */
+
+/* Under manager->lock, which the result needs, too. NULL: none. The first: by "name:tag" or "name". */
+const struct checkpoint *checkpoint_find(struct manager *manager, const char *name);
+const struct checkpoint *checkpoint_of(struct manager *manager, const char *snapshot_id);
+/* Under manager->lock. Whether the snapshot is kept without a name. */
+bool checkpoint_is(struct manager *manager, const char *snapshot_id);
+/* Under manager->lock. Appends the names that the snapshot has. */
+int checkpoint_names(struct manager *manager, const char *snapshot_id, struct string_list *ret);
+/* The name exactly; -ENOENT is none: success. The snapshot stays. */
+int checkpoint_remove(struct manager *manager, const char *name, struct error *err);
+int checkpoint_load(struct manager *manager, const char *name, const json_t *document, struct error *err);
+void checkpoints_free(struct manager *manager);
+
 /* ---- snapshots.c ---- */
 
-/* The full id; the caller frees it. Says nothing of whether the snapshot can be read. */
-int snapshot_resolve(struct manager *manager, const char *id_or_prefix, char **ret, struct error *err);
+int snapshot_describe(struct manager *manager, const char *id, struct snapshot_info *ret, struct error *err);
+
+/* From an id, a checkpoint's name or a prefix of an id, in this order, to the id; the caller frees it. Says nothing
+ * of whether the snapshot can be read. */
+int snapshot_resolve(struct manager *manager, const char *text, char **ret, struct error *err);
 
 /*
  * For the result of reading a snapshot to start from it. One that is damaged or not there is nobody's mistake and

@@ -14,6 +14,7 @@ struct origin {
     struct snapshot snapshot;
     char *template_id;
     char *template_name;
+    struct string_list environment; /* a checkpoint's */
 };
 
 static void origin_done(struct origin *origin)
@@ -21,9 +22,10 @@ static void origin_done(struct origin *origin)
     snapshot_done(&origin->snapshot);
     free(origin->template_id);
     free(origin->template_name);
+    string_list_done(&origin->environment);
 }
 
-/* Resolves a template's name or id, or a snapshot's id. */
+/* Resolves a template's name or id, a checkpoint's name, or a snapshot's id. */
 static int find_origin(struct manager *manager, const char *name, struct origin *ret, struct error *err)
 {
     CLEANUP_FREE char *snapshot_id = NULL;
@@ -36,6 +38,10 @@ static int find_origin(struct manager *manager, const char *name, struct origin 
             r = replace_text(&ret->template_id, template->info.id, err);
         if (r == 0)
             r = replace_text(&ret->template_name, template->info.name, err);
+    } else {
+        const struct checkpoint *checkpoint = checkpoint_find(manager, name);
+        if (checkpoint != NULL)
+            r = replace_text(&snapshot_id, checkpoint->snapshot_id, err);
     }
     pthread_mutex_unlock(&manager->lock);
     if (r < 0)
@@ -52,6 +58,9 @@ static int find_origin(struct manager *manager, const char *name, struct origin 
     template = template_find(manager, ret->snapshot.manifest.template_id);
     if (r == 0)
         r = replace_text(&ret->template_name, template != NULL ? template->info.name : "", err);
+    const struct checkpoint *checkpoint = checkpoint_of(manager, ret->snapshot.manifest.id);
+    if (r == 0 && checkpoint != NULL && string_list_copy(&ret->environment, &checkpoint->environment) < 0)
+        r = error_set(err, ENOMEM, "out of memory");
     pthread_mutex_unlock(&manager->lock);
     return r;
 }
@@ -85,6 +94,31 @@ static int new_token(char **ret, struct error *err)
     return r < 0 ? error_code(err, r, "no random numbers") : replace_text(ret, text, err);
 }
 
+static bool defines(const struct string_list *environment, const char *definition)
+{
+    size_t length = strcspn(definition, "=") + 1;
+    for (size_t i = 0; i < environment->count; i++)
+        if (strncmp(environment->items[i], definition, length) == 0)
+            return true;
+    return false;
+}
+
+/* What the origin has, where the spec says nothing else. */
+static int merge_environment(const struct string_list *origin, const struct string_list *spec,
+                             struct string_list *ret, struct error *err)
+{
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < origin->count; i++)
+        if (!defines(spec, origin->items[i]))
+            r = string_list_add(ret, origin->items[i]);
+    if (r < 0 || string_list_copy(ret, spec) < 0)
+        return error_set(err, ENOMEM, "out of memory");
+    if (ret->count > SANDBOX_ENV_MAX)
+        return error_set(err, EINVAL, "more than %d environment variables, with those of the checkpoint",
+                         SANDBOX_ENV_MAX);
+    return 0;
+}
+
 static int describe(const struct sandbox_spec *spec, const struct origin *origin, struct sandbox_info *info,
                     struct error *err)
 {
@@ -99,8 +133,9 @@ static int describe(const struct sandbox_spec *spec, const struct origin *origin
         r = replace_text(&info->snapshot_id, manifest->id, err);
     if (r == 0)
         r = replace_text(&info->parent_id, "", err);
-    if (r == 0 && (string_list_copy(&info->environment, &spec->environment) < 0 ||
-                   string_list_copy(&info->metadata, &spec->metadata) < 0))
+    if (r == 0)
+        r = merge_environment(&origin->environment, &spec->environment, &info->environment, err);
+    if (r == 0 && string_list_copy(&info->metadata, &spec->metadata) < 0)
         r = error_set(err, ENOMEM, "out of memory");
     info->state = SANDBOX_CREATING;
     info->cpus = spec->cpus != 0 ? spec->cpus : manifest->cpus;

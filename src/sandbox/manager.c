@@ -256,6 +256,7 @@ int manager_open(const struct manager_options *options, struct manager **ret, st
     manager->directory_lock = manager->epoll_fd = manager->wake_fd = -1;
     pthread_mutex_init(&manager->lock, NULL);
     pthread_mutex_init(&manager->build, NULL);
+    pthread_mutex_init(&manager->naming, NULL);
     pthread_cond_init(&manager->workers_done, NULL);
     manager->directory = strdup(options->data_directory);
     int r = manager->directory == NULL ? error_set(err, ENOMEM, "out of memory") : open_manager(manager, err);
@@ -288,6 +289,7 @@ static void free_objects(struct manager *manager)
         vmm_free(sandbox->vmm);
         sandbox_free(sandbox);
     }
+    checkpoints_free(manager);
     while (manager->templates != NULL) {
         struct template *template = manager->templates;
         manager->templates = template->next;
@@ -317,6 +319,7 @@ void manager_close(struct manager *manager)
     cleanup_close(&manager->directory_lock);
     pthread_cond_destroy(&manager->workers_done);
     pthread_mutex_destroy(&manager->build);
+    pthread_mutex_destroy(&manager->naming);
     pthread_mutex_destroy(&manager->lock);
     free(manager->directory);
     free(manager->instance);

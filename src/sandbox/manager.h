@@ -74,14 +74,14 @@ void string_list_done(struct string_list *list);
 int string_list_add(struct string_list *list, const char *text);
 
 struct sandbox_spec {
-    const char *template_name; /* template name or id, or a snapshot's id */
+    const char *template_name; /* template name or id, a checkpoint's name, or a snapshot's id */
     unsigned cpus;             /* 0: as the template */
     unsigned memory_mib;       /* 0: as the template; another value boots instead of restoring */
     int64_t timeout_s;         /* 0: no limit; counted from the moment it runs */
     enum timeout_action on_timeout;
     bool auto_resume;               /* paused with its memory, it is woken by requests for it: manager_wake */
     bool egress_denied;             /* no guest → outside */
-    struct string_list environment; /* "K=V" each */
+    struct string_list environment; /* "K=V" each; in front of it, a checkpoint's */
     struct string_list metadata;    /* key, value, key, value … */
 };
 
@@ -245,8 +245,10 @@ struct snapshot_info {
     char *id;
     char *sandbox_id; /* where it was taken; "" for a template's */
     char *template_id;
-    char *parent_id; /* the snapshot whose image it extends; "" for none */
-    bool in_use;     /* a paused sandbox or a template needs it */
+    char *parent_id;          /* the snapshot whose image it extends; "" for none */
+    bool in_use;              /* a paused sandbox, a template or a name needs it */
+    bool checkpoint;          /* kept until it is removed, by its names or, without one, by its id */
+    struct string_list names; /* "name:tag" each */
     unsigned cpus;
     unsigned memory_mib;
     int64_t created_ns;
@@ -267,10 +269,27 @@ struct snapshot_list {
 void snapshot_list_done(struct snapshot_list *list);
 
 int manager_snapshot_list(struct manager *manager, struct snapshot_list *ret, struct error *err);
+/* In place of an id or its prefix, "name:tag" or "name" will do here and in all that follow. */
 int manager_snapshot_get(struct manager *manager, const char *id_or_prefix, struct snapshot_info *ret,
                          struct error *err);
-/* -EBUSY while a paused sandbox or a template needs it. Running forks don't: they hold what they map. */
+/*
+ * -EBUSY while a paused sandbox or a template needs it. Running forks don't: they hold what they map. By its id it
+ * goes with all its names; by a name, only that goes, and the snapshot if nobody needs it any more.
+ */
 int manager_snapshot_remove(struct manager *manager, const char *id_or_prefix, struct error *err);
+
+/* ---- checkpoints ---- */
+
+#define CHECKPOINT_TAG_DEFAULT "default"
+
+/*
+ * A snapshot of a running sandbox, which goes on running; of a paused one, the snapshot that it consists of. It is
+ * kept until it is removed, under `name` ("name" or "name:tag", each [a-z0-9][a-z0-9._-]{0,63}; NULL: its id), and
+ * new sandboxes are made from it as from a template. A name that is taken moves to the new one, and the snapshot
+ * that had it is removed if nobody else needs it. -EBUSY for a template's name.
+ */
+int manager_checkpoint(struct manager *manager, const char *id_or_prefix, const char *name,
+                       struct snapshot_info *ret, struct error *err);
 
 /* ---- looking after the store: store_tools.c ---- */
 

@@ -79,7 +79,7 @@ static int acquire(struct manager *manager, const char *id_or_prefix, const enum
     int r = find_sandbox(manager, id_or_prefix, &sandbox, err);
     if (r == 0)
         sandbox->references++;
-    if (r == 0 && preemption != NULL && sandbox->info.state == SANDBOX_PAUSING)
+    if (r == 0 && preemption != NULL && (*preemption == PREEMPT_ALL || sandbox->info.state == SANDBOX_PAUSING))
         atomic_store(&sandbox->cancelled, true);
     if (r == 0 && preemption != NULL && *preemption == PREEMPT_ALL)
         sandbox_end_vmm(sandbox);
@@ -177,7 +177,7 @@ int sandbox_remove(struct manager *manager, struct sandbox *sandbox, struct erro
     return 0;
 }
 
-static json_t *list_to_json(const struct string_list *list)
+json_t *json_list(const struct string_list *list)
 {
     json_t *array = json_array();
     for (size_t i = 0; array != NULL && i < list->count; i++)
@@ -199,7 +199,7 @@ int sandbox_record(struct manager *manager, struct sandbox *sandbox, struct erro
         "snapshot_id", info->snapshot_id, "parent_id", info->parent_id, "access_token", info->access_token, "cpus",
         (json_int_t)info->cpus, "memory_mib", (json_int_t)info->memory_mib, "disk_bytes",
         (json_int_t)info->disk_bytes, "egress_denied", (int)info->egress_denied, "environment",
-        list_to_json(&info->environment), "metadata", list_to_json(&info->metadata), "created_ns",
+        json_list(&info->environment), "metadata", json_list(&info->metadata), "created_ns",
         (json_int_t)info->created_ns, "started_ns", (json_int_t)info->started_ns, "expires_ns",
         (json_int_t)info->expires_ns, "on_timeout", (json_int_t)info->on_timeout, "timeout_s",
         (json_int_t)sandbox->timeout_s, "pending_snapshot", sandbox->pending_snapshot, "fresh_memory",
@@ -211,7 +211,7 @@ int sandbox_record(struct manager *manager, struct sandbox *sandbox, struct erro
     return r;
 }
 
-static int read_list(const json_t *document, const char *key, struct string_list *ret, struct error *err)
+int json_read_list(const json_t *document, const char *key, struct string_list *ret, struct error *err)
 {
     const json_t *array = json_object_get(document, key);
     size_t index;
@@ -308,9 +308,9 @@ static int read_info(const char *id, const json_t *document, struct sandbox_info
     if (r == 0)
         r = json_read_bool(document, "auto_resume", false, &info->auto_resume, err);
     if (r == 0)
-        r = read_list(document, "environment", &info->environment, err);
+        r = json_read_list(document, "environment", &info->environment, err);
     if (r == 0)
-        r = read_list(document, "metadata", &info->metadata, err);
+        r = json_read_list(document, "metadata", &info->metadata, err);
     return r;
 }
 

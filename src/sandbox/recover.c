@@ -37,6 +37,11 @@ static int load_template(void *context, const char *id, const json_t *document, 
     return template_load(context, id, document, err);
 }
 
+static int load_checkpoint(void *context, const char *id, const json_t *document, struct error *err)
+{
+    return checkpoint_load(context, id, document, err);
+}
+
 static bool snapshot_exists(struct manager *manager, const char *id)
 {
     CLEANUP(snapshot_done) struct snapshot snapshot = {0};
@@ -210,6 +215,8 @@ int manager_recover(struct manager *manager, struct error *err)
     int r = registry_visit(manager->registry, REGISTRY_SANDBOX, load_sandbox, manager, err);
     if (r == 0)
         r = registry_visit(manager->registry, REGISTRY_TEMPLATE, load_template, manager, err);
+    if (r == 0)
+        r = registry_visit(manager->registry, REGISTRY_CHECKPOINT, load_checkpoint, manager, err);
     if (r < 0)
         return r;
     struct sandbox_list list;

@@ -161,6 +161,21 @@ int registry_put(struct registry *registry, enum registry_kind kind, const char 
     return run(registry, "INSERT OR REPLACE INTO object(kind, id, document) VALUES(?, ?, ?)", kind, id, text, err);
 }
 
+int registry_put_durable(struct registry *registry, enum registry_kind kind, const char *id, const json_t *document,
+                         struct error *err)
+{
+    /* What others write meanwhile is durable, too. */
+    pthread_mutex_lock(&registry->lock);
+    int r = execute(registry, "PRAGMA synchronous=FULL", err);
+    pthread_mutex_unlock(&registry->lock);
+    if (r == 0)
+        r = registry_put(registry, kind, id, document, err);
+    pthread_mutex_lock(&registry->lock);
+    execute(registry, "PRAGMA synchronous=NORMAL", NULL);
+    pthread_mutex_unlock(&registry->lock);
+    return r;
+}
+
 int registry_delete(struct registry *registry, enum registry_kind kind, const char *id, struct error *err)
 {
     return run(registry, "DELETE FROM object WHERE kind = ? AND id = ?", kind, id, NULL, err);

@@ -1,7 +1,7 @@
 /*
  * registry.h: what the daemon must know again after a restart, in SQLite (data directory, registry.db).
  *
- * Two kinds of objects, sandboxes and templates, each a JSON document under an id. A document is written whole, in
+ * Sandboxes, templates and checkpoints, each a JSON document under an id. A document is written whole, in
  * one transaction, before and after each transition. Write-ahead logging without a sync per write: after a crash of
  * the daemon nothing is missing; after a power failure the last writes may be, and the snapshots on disk, which are
  * synced, say what was committed.
@@ -15,7 +15,7 @@
 
 #include "base/error.h"
 
-enum registry_kind { REGISTRY_SANDBOX, REGISTRY_TEMPLATE };
+enum registry_kind { REGISTRY_SANDBOX, REGISTRY_TEMPLATE, REGISTRY_CHECKPOINT };
 
 struct registry;
 
@@ -25,6 +25,9 @@ void registry_close(struct registry *registry);
 
 int registry_put(struct registry *registry, enum registry_kind kind, const char *id, const json_t *document,
                  struct error *err);
+/* It, and all that was written before, is there after a power failure, too. */
+int registry_put_durable(struct registry *registry, enum registry_kind kind, const char *id, const json_t *document,
+                         struct error *err);
 int registry_delete(struct registry *registry, enum registry_kind kind, const char *id, struct error *err);
 
 /* Calls `each` for every object; a negative result ends the walk and is returned. */

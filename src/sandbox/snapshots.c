@@ -21,8 +21,10 @@ int snapshot_refuse(const char *id, int result, struct error *err)
     return -EBUSY;
 }
 
-/* Under manager->lock. ORIGIN: a running sandbox came from it, which doesn't need it any more. */
-static enum use find_use(struct manager *manager, const char *id)
+/* Under manager->lock. By objects, not names. ORIGIN: a running sandbox came from it, which doesn't need it any
+ * more.
+ */
+static enum use find_user(struct manager *manager, const char *id)
 {
     enum use use = USE_NONE;
     for (const struct snapshot_pin *pin = manager->pins; pin != NULL; pin = pin->next)
@@ -42,6 +44,12 @@ static enum use find_use(struct manager *manager, const char *id)
         use = USE_ORIGIN;
     }
     return use;
+}
+
+/* Under manager->lock. */
+static enum use find_use(struct manager *manager, const char *id)
+{
+    return checkpoint_of(manager, id) != NULL ? USE_NEEDED : find_user(manager, id);
 }
 
 void snapshot_pin(struct manager *manager, struct snapshot_pin *pin, const char *id)
@@ -123,7 +131,7 @@ void snapshot_collect(struct manager *manager, const char *id)
     snapshot_discard(manager, id);
 }
 
-static int fill_info(struct manager *manager, const char *id, struct snapshot_info *ret, struct error *err)
+int snapshot_describe(struct manager *manager, const char *id, struct snapshot_info *ret, struct error *err)
 {
     CLEANUP(snapshot_done) struct snapshot snapshot = {0};
     struct snapshot_usage usage;
@@ -135,13 +143,22 @@ static int fill_info(struct manager *manager, const char *id, struct snapshot_in
     struct snapshot_manifest *manifest = &snapshot.manifest;
     pthread_mutex_lock(&manager->lock);
     bool needed = find_use(manager, id) == USE_NEEDED;
+    bool kept = checkpoint_of(manager, id) != NULL;
+    struct string_list names = {0};
+    r = checkpoint_names(manager, id, &names);
     pthread_mutex_unlock(&manager->lock);
+    if (r < 0) {
+        string_list_done(&names);
+        return error_set(err, ENOMEM, "out of memory");
+    }
     *ret = (struct snapshot_info){
         .id = TAKE_PTR(manifest->id),
         .sandbox_id = TAKE_PTR(manifest->sandbox_id),
         .template_id = TAKE_PTR(manifest->template_id),
         .parent_id = TAKE_PTR(manifest->parent_id),
         .disk_consistency = TAKE_PTR(manifest->disk_consistency),
+        .names = names,
+        .checkpoint = kept,
         .in_use = needed,
         .cpus = manifest->cpus,
         .memory_mib = (unsigned)(manifest->memory_bytes >> 20),
@@ -178,7 +195,7 @@ int manager_snapshot_list(struct manager *manager, struct snapshot_list *ret, st
     if (list.items == NULL)
         r = error_set(err, ENOMEM, "out of memory");
     for (size_t i = 0; r == 0 && i < count; i++) {
-        r = fill_info(manager, ids[i], &list.items[list.count], err);
+        r = snapshot_describe(manager, ids[i], &list.items[list.count], err);
         if (r == 0)
             list.count++;
         else if (r == -ENOENT)
@@ -194,29 +211,53 @@ int manager_snapshot_list(struct manager *manager, struct snapshot_list *ret, st
     return 0;
 }
 
-int snapshot_resolve(struct manager *manager, const char *id_or_prefix, char **ret, struct error *err)
+static bool is_among(char *const *ids, const char *id)
+{
+    while (*ids != NULL && strcmp(*ids, id) != 0)
+        ids++;
+    return *ids != NULL;
+}
+
+static int resolve_prefix(char *const *ids, const char *prefix, char **ret, struct error *err)
+{
+    size_t length = strlen(prefix);
+    const char *found = NULL;
+    for (size_t i = 0; length > 0 && ids[i] != NULL; i++) {
+        if (strncmp(ids[i], prefix, length) != 0)
+            continue;
+        if (found != NULL) {
+            error_set(err, EINVAL, "the id %s fits more than one snapshot", prefix);
+            error_hint(err, "give more of it");
+            return -EINVAL;
+        }
+        found = ids[i];
+    }
+    if (found != NULL)
+        return replace_text(ret, found, err);
+    error_set(err, ENOENT, "there is no snapshot %.64s", prefix);
+    error_hint(err, "dormouse snapshot ls lists them");
+    return -ENOENT;
+}
+
+/* -ENOENT when it is no checkpoint's. */
+static int resolve_name(struct manager *manager, const char *name, char **ret, struct error *err)
+{
+    pthread_mutex_lock(&manager->lock);
+    const struct checkpoint *checkpoint = checkpoint_find(manager, name);
+    int r = checkpoint != NULL ? replace_text(ret, checkpoint->snapshot_id, err) : -ENOENT;
+    pthread_mutex_unlock(&manager->lock);
+    return r;
+}
+
+int snapshot_resolve(struct manager *manager, const char *text, char **ret, struct error *err)
 {
     char **ids = NULL;
     int r = store_list(manager->store, &ids, err);
     if (r < 0)
         return r;
-    size_t length = strlen(id_or_prefix);
-    const char *found = NULL;
-    for (size_t i = 0; length > 0 && ids[i] != NULL; i++) {
-        if (strncmp(ids[i], id_or_prefix, length) != 0)
-            continue;
-        if (found != NULL) {
-            r = error_set(err, EINVAL, "the id %s fits more than one snapshot", id_or_prefix);
-            error_hint(err, "give more of it");
-        }
-        found = ids[i];
-    }
-    if (r == 0 && found == NULL) {
-        r = error_set(err, ENOENT, "there is no snapshot %.64s", id_or_prefix);
-        error_hint(err, "dormouse snapshot ls lists them");
-    }
-    if (r == 0)
-        r = replace_text(ret, found, err);
+    r = is_among(ids, text) ? replace_text(ret, text, err) : resolve_name(manager, text, ret, err);
+    if (r == -ENOENT)
+        r = resolve_prefix(ids, text, ret, err);
     store_list_done(ids);
     return r;
 }
@@ -226,24 +267,57 @@ int manager_snapshot_get(struct manager *manager, const char *id_or_prefix, stru
 {
     CLEANUP_FREE char *id = NULL;
     int r = snapshot_resolve(manager, id_or_prefix, &id, err);
-    return r < 0 ? r : fill_info(manager, id, ret, err);
+    return r < 0 ? r : snapshot_describe(manager, id, ret, err);
 }
 
-int manager_snapshot_remove(struct manager *manager, const char *id_or_prefix, struct error *err)
+static int refuse_needed(const char *id, struct error *err)
 {
+    error_set(err, EBUSY, "snapshot %s is what a paused sandbox or a template consists of", id);
+    error_hint(err, "kill that sandbox, or remove the template");
+    return -EBUSY;
+}
+
+/* With all names that it has. */
+static int remove_whole(struct manager *manager, const char *id, struct error *err)
+{
+    CLEANUP(string_list_done) struct string_list names = {0};
+    pthread_mutex_lock(&manager->lock);
+    bool needed = find_user(manager, id) == USE_NEEDED;
+    bool unnamed = checkpoint_is(manager, id);
+    int r = checkpoint_names(manager, id, &names);
+    pthread_mutex_unlock(&manager->lock);
+    if (r < 0)
+        return error_set(err, ENOMEM, "out of memory");
+    if (needed && !unnamed)
+        return refuse_needed(id, err);
+    r = checkpoint_remove(manager, id, err);
+    for (size_t i = 0; !needed && r == 0 && i < names.count; i++)
+        r = checkpoint_remove(manager, names.items[i], err);
+    if (r < 0 || needed)
+        return r;
+    r = store_remove(manager->store, id, err);
+    snapshot_gc_soon(manager);
+    return r;
+}
+
+int manager_snapshot_remove(struct manager *manager, const char *name_or_id, struct error *err)
+{
+    CLEANUP_FREE char *name = NULL;
     CLEANUP_FREE char *id = NULL;
-    int r = snapshot_resolve(manager, id_or_prefix, &id, err);
+    int r = snapshot_resolve(manager, name_or_id, &id, err);
     if (r < 0)
         return r;
     pthread_mutex_lock(&manager->lock);
-    bool needed = find_use(manager, id) == USE_NEEDED;
+    const struct checkpoint *checkpoint = strcmp(id, name_or_id) != 0 ? checkpoint_find(manager, name_or_id) : NULL;
+    if (checkpoint != NULL)
+        r = replace_text(&name, checkpoint->name, err);
     pthread_mutex_unlock(&manager->lock);
-    if (needed) {
-        error_set(err, EBUSY, "snapshot %s is what a paused sandbox or a template consists of", id);
-        error_hint(err, "kill that sandbox, or remove the template");
-        return -EBUSY;
-    }
-    r = store_remove(manager->store, id, err);
-    snapshot_gc_soon(manager);
+    if (r < 0)
+        return r;
+    if (name == NULL)
+        return remove_whole(manager, id, err);
+    r = checkpoint_remove(manager, name, err);
+    if (r == 0)
+        snapshot_collect(manager, id);
     return r;
 }
