@@ -19,7 +19,7 @@
 #include "base/io.h"
 #include "base/strbuf.h"
 #include "base/unix_socket.h"
-#include "image/clone.h"
+#include "clone.h"
 
 #define JAIL_DIRECTORY "/vm/"
 #define ARGUMENTS_MAX  128

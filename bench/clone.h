@@ -5,8 +5,8 @@
  * space. Elsewhere data is copied within the kernel and holes stay holes, so the cost is what the image holds, not
  * its size. Any thread.
  */
-#ifndef DORMOUSE_IMAGE_CLONE_H
-#define DORMOUSE_IMAGE_CLONE_H
+#ifndef DORMOUSE_BENCH_CLONE_H
+#define DORMOUSE_BENCH_CLONE_H
 
 #include "base/error.h"
 

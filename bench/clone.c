@@ -1,4 +1,4 @@
-#include "image/clone.h"
+#include "clone.h"
 
 #include <errno.h>
 #include <fcntl.h>
