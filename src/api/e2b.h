@@ -49,4 +49,8 @@ int e2b_get_metrics(struct api_call *call, struct error *err);
 int e2b_get_logs(struct api_call *call, struct error *err);
 int e2b_get_logs_v2(struct api_call *call, struct error *err);
 
+/* POST …/snapshots and GET /snapshots: see e2b_snapshots.c. */
+int e2b_create_snapshot(struct api_call *call, struct error *err);
+int e2b_list_snapshots(struct api_call *call, struct error *err);
+
 #endif

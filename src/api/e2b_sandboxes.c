@@ -296,12 +296,6 @@ static int set_network(struct api_call *call, struct error *err)
     return r;
 }
 
-static int refuse_snapshots(struct api_call *call, struct error *err)
-{
-    (void)call;
-    return error_set(err, EOPNOTSUPP, "named snapshots are not supported yet");
-}
-
 const struct api_route e2b_sandbox_routes[] = {
     {"GET", "/health", get_health},
     {"POST", "/sandboxes", create_v1},
@@ -321,7 +315,7 @@ const struct api_route e2b_sandbox_routes[] = {
     {"GET", "/sandboxes/{}/metrics", e2b_get_metrics},
     {"GET", "/sandboxes/{}/logs", e2b_get_logs},
     {"GET", "/v2/sandboxes/{}/logs", e2b_get_logs_v2},
-    {"POST", "/sandboxes/{}/snapshots", refuse_snapshots},
-    {"GET", "/snapshots", refuse_snapshots},
+    {"POST", "/sandboxes/{}/snapshots", e2b_create_snapshot},
+    {"GET", "/snapshots", e2b_list_snapshots},
     {0},
 };

@@ -1,4 +1,5 @@
 /* E2B's API: templates, as far as they are not built through it. */
+#include <errno.h>
 #include <string.h>
 
 #include "api/api.h"
@@ -36,7 +37,16 @@ static int list_templates(struct api_call *call, struct error *err)
 
 static int delete_template(struct api_call *call, struct error *err)
 {
-    int r = manager_template_remove(call->api->manager, call->parameters[0], err);
+    const char *id = call->parameters[0];
+    struct snapshot_info snapshot;
+    int r = manager_template_remove(call->api->manager, id, err);
+    /* To E2B, snapshots that users keep are templates; others are not even there. */
+    if (r == -ENOENT && manager_snapshot_get(call->api->manager, id, &snapshot, NULL) == 0) {
+        bool exact = strcmp(snapshot.id, id) == 0 || strchr(id, ':') != NULL;
+        if (snapshot.checkpoint && exact)
+            r = manager_snapshot_remove(call->api->manager, id, err);
+        snapshot_info_done(&snapshot);
+    }
     if (r == 0)
         reply_empty(call->reply, 204);
     return r;

@@ -152,6 +152,23 @@ static int resume_sandbox(struct api_call *call, struct error *err)
     return 0;
 }
 
+static int checkpoint_sandbox(struct api_call *call, struct error *err)
+{
+    static const char *const known[] = {"name", NULL};
+    const char *name = NULL;
+    struct snapshot_info info;
+    int r = body_known(call->body, known, err);
+    if (r == 0)
+        r = body_string(call->body, "name", &name, err);
+    if (r == 0)
+        r = manager_checkpoint(call->api->manager, call->parameters[0], name, &info, err);
+    if (r < 0)
+        return r;
+    reply_json(call->reply, 201, native_snapshot_json(&info));
+    snapshot_info_done(&info);
+    return 0;
+}
+
 static json_t *fork_results_json(const struct fork_result *results, unsigned count, bool with_token)
 {
     json_t *array = json_array();
@@ -231,6 +248,7 @@ const struct api_route native_sandbox_routes[] = {
     {"DELETE", "/dormouse/v1/sandboxes/{}", delete_sandbox},
     {"POST", "/dormouse/v1/sandboxes/{}/pause", pause_sandbox},
     {"POST", "/dormouse/v1/sandboxes/{}/resume", resume_sandbox},
+    {"POST", "/dormouse/v1/sandboxes/{}/checkpoint", checkpoint_sandbox},
     {"POST", "/dormouse/v1/sandboxes/{}/fork", fork_sandbox},
     {"POST", "/dormouse/v1/sandboxes/{}/timeout", set_timeout},
     {"GET", "/dormouse/v1/sandboxes/{}/logs", get_logs},

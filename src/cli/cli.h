@@ -43,6 +43,7 @@ int verb_dispatch(struct cli *cli, const char *prefix, const char *summary, cons
 void cli_report(const struct error *err);
 
 /* argv[0] is the verb's name. */
+int verb_checkpoint(struct cli *cli, int argc, char **argv, struct error *err);
 int verb_cp(struct cli *cli, int argc, char **argv, struct error *err);
 int verb_dedup_report(struct cli *cli, int argc, char **argv, struct error *err);
 int verb_doctor(struct cli *cli, int argc, char **argv, struct error *err);

@@ -91,6 +91,19 @@ static void format_text(const char *text, enum format_kind kind, int64_t now_ns,
         snprintf(buffer, FORMAT_SIZE, "%.*s", kind == FORMAT_SHORT_ID ? SHORT_ID_LENGTH : FORMAT_SIZE - 1, text);
 }
 
+static void format_texts(const json_t *array, char buffer[FORMAT_SIZE])
+{
+    size_t length = 0;
+    size_t i;
+    json_t *item;
+    strcpy(buffer, "-");
+    json_array_foreach (array, i, item) {
+        int n = snprintf(buffer + length, FORMAT_SIZE - length, "%s%s", length > 0 ? "," : "",
+                         json_is_string(item) ? json_string_value(item) : "?");
+        length = MIN(length + (size_t)n, (size_t)FORMAT_SIZE - 1);
+    }
+}
+
 const char *format_value(const json_t *object, const struct format_field *field, int64_t now_ns,
                          char buffer[FORMAT_SIZE])
 {
@@ -99,6 +112,8 @@ const char *format_value(const json_t *object, const struct format_field *field,
         format_text(json_string_value(value), field->kind, now_ns, buffer);
     else if (json_is_integer(value))
         format_number(value, field->kind, buffer);
+    else if (json_is_array(value))
+        format_texts(value, buffer);
     else if (json_is_boolean(value))
         snprintf(buffer, FORMAT_SIZE, "%s", json_is_true(value) ? "yes" : "no");
     else

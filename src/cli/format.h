@@ -15,7 +15,7 @@
 
 /* How a field is shown. What is absent, null or of another type is "-". */
 enum format_kind {
-    FORMAT_TEXT,         /* strings as they are, numbers, yes/no */
+    FORMAT_TEXT,         /* strings as they are, several joined by commas; numbers; yes/no */
     FORMAT_SHORT_ID,     /* a string's first 12 characters */
     FORMAT_MIB,          /* a number of MiB: "512 MiB", "2.0 GiB" */
     FORMAT_BYTES,        /* "12.3 MiB" */

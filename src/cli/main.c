@@ -22,6 +22,7 @@ static const struct verb verbs[] = {
     {"cp", "copy files and trees to or from a sandbox", verb_cp},
     {"pause", "snapshot sandboxes and end their processes", verb_pause},
     {"resume", "let paused sandboxes go on", verb_resume},
+    {"checkpoint", "snapshot a sandbox that goes on, by name", verb_checkpoint},
     {"fork", "make copies of a sandbox, memory included", verb_fork},
     {"kill", "end and remove sandboxes", verb_kill},
     {"snapshot", "list, describe, check, compare, show and remove snapshots", verb_snapshot},

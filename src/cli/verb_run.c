@@ -33,7 +33,7 @@ struct run_options {
 static int parse_arguments(struct cli *cli, int argc, char **argv, struct run_options *o, struct error *err)
 {
     const struct option_spec specs[] = {
-        {'t', "template", "NAME", "a template or a snapshot's id (default: base)", option_text, &o->template_name},
+        {'t', "template", "NAME", "a template, a checkpoint or a snapshot's id (default: base)", option_text, &o->template_name},
         {0, "memory", "SIZE", "512, 512M, 2G (default: as the template)", option_size_mib, &o->memory_mib},
         {0, "cpus", "N", "virtual CPUs (default: as the template)", option_count, &o->cpus},
         {0, "timeout", "TIME", "end after 90, 5m, 1h … (default: 0, never)", option_duration, &o->timeout_s},

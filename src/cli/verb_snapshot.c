@@ -9,22 +9,19 @@ static const struct verb_usage ls_usage = {
 static int verb_snapshot_ls(struct cli *cli, int argc, char **argv, struct error *err)
 {
     static const struct format_field fields[] = {
-        {"ID", "id", FORMAT_SHORT_ID},
-        {"SANDBOX", "sandbox", FORMAT_SHORT_ID},
-        {"PARENT", "parent", FORMAT_SHORT_ID},
-        {"IN USE", "in_use", FORMAT_TEXT},
-        {"CPUS", "cpus", FORMAT_TEXT},
-        {"MEMORY", "memory_mib", FORMAT_MIB},
-        {"STORED", "stored_bytes", FORMAT_BYTES},
-        {"OWN", "own_bytes", FORMAT_BYTES},
-        {"AGE", "created_at", FORMAT_AGE},
+        {"ID", "id", FORMAT_SHORT_ID},           {"NAMES", "names", FORMAT_TEXT},
+        {"SANDBOX", "sandbox", FORMAT_SHORT_ID}, {"PARENT", "parent", FORMAT_SHORT_ID},
+        {"IN USE", "in_use", FORMAT_TEXT},       {"CPUS", "cpus", FORMAT_TEXT},
+        {"MEMORY", "memory_mib", FORMAT_MIB},    {"STORED", "stored_bytes", FORMAT_BYTES},
+        {"OWN", "own_bytes", FORMAT_BYTES},      {"AGE", "created_at", FORMAT_AGE},
+        {"PROBLEM", "problem", FORMAT_TEXT},
     };
     return api_list_verb(cli, &ls_usage, argc, argv, "/snapshots", fields, ARRAY_SIZE(fields), err);
 }
 
 static const struct verb_usage info_usage = {
     .verb = "snapshot info",
-    .arguments = "[OPTIONS] ID",
+    .arguments = "[OPTIONS] ID|NAME[:TAG]",
     .summary = "Prints everything about a snapshot.",
     .minimum = 1,
     .maximum = 1,
@@ -34,6 +31,7 @@ static int verb_snapshot_info(struct cli *cli, int argc, char **argv, struct err
 {
     static const struct format_field fields[] = {
         {"id", "id", FORMAT_TEXT},
+        {"names", "names", FORMAT_TEXT},
         {"sandbox", "sandbox", FORMAT_TEXT},
         {"template id", "template_id", FORMAT_TEXT},
         {"parent", "parent", FORMAT_TEXT},
@@ -54,8 +52,9 @@ static int verb_snapshot_info(struct cli *cli, int argc, char **argv, struct err
 
 static const struct verb_usage rm_usage = {
     .verb = "snapshot rm",
-    .arguments = "[OPTIONS] ID…",
+    .arguments = "[OPTIONS] ID|NAME[:TAG]…",
     .summary = "Removes snapshots that no paused sandbox or template needs.",
+    .details = "By a checkpoint's name only that goes, and the snapshot when nothing else needs it.\n",
     .minimum = 1,
     .maximum = OPERANDS_ANY,
 };

@@ -13,7 +13,7 @@
 #include "base/json.h"
 #include "sandbox/internal.h"
 
-#define NAME_MAX_LENGTH 64
+#define NAME_MAX_LENGTH 63
 #define NAME_CHARACTERS "abcdefghijklmnopqrstuvwxyz0123456789._-"
 
 static void checkpoint_free(struct checkpoint *checkpoint)
@@ -49,7 +49,7 @@ static int complete_name(const char *text, char **ret, struct error *err)
     if (!part_is_valid(text, (size_t)(colon - text)) || !part_is_valid(tag, strlen(tag)))
         return error_set(
             err, EINVAL,
-            "'%.129s' is no name for a checkpoint: NAME or NAME:TAG, each up to %d of a-z, 0-9, '.', '_' "
+            "'%.127s' is no name for a checkpoint: NAME or NAME:TAG, each up to %d of a-z, 0-9, '.', '_' "
             "and '-', the first a letter or digit",
             text, NAME_MAX_LENGTH);
     if (asprintf(ret, "%.*s:%s", (int)(colon - text), text, tag) >= 0)

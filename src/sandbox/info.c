@@ -125,6 +125,7 @@ void template_list_done(struct template_list *list)
 void snapshot_info_done(struct snapshot_info *info)
 {
     free(info->id);
+    free(info->problem);
     free(info->sandbox_id);
     free(info->template_id);
     free(info->parent_id);

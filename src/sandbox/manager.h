@@ -243,6 +243,7 @@ int manager_template_remove(struct manager *manager, const char *name_or_id, str
 
 struct snapshot_info {
     char *id;
+    char *problem; /* NULL; else why it can't be read: all but the id is empty then */
     char *sandbox_id; /* where it was taken; "" for a template's */
     char *template_id;
     char *parent_id;          /* the snapshot whose image it extends; "" for none */
@@ -284,7 +285,7 @@ int manager_snapshot_remove(struct manager *manager, const char *id_or_prefix, s
 
 /*
  * A snapshot of a running sandbox, which goes on running; of a paused one, the snapshot that it consists of. It is
- * kept until it is removed, under `name` ("name" or "name:tag", each [a-z0-9][a-z0-9._-]{0,63}; NULL: its id), and
+ * kept until it is removed, under `name` ("name" or "name:tag", each [a-z0-9][a-z0-9._-]{0,62}; NULL: its id), and
  * new sandboxes are made from it as from a template. A name that is taken moves to the new one, and the snapshot
  * that had it is removed if nobody else needs it. -EBUSY for a template's name.
  */

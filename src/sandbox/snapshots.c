@@ -182,6 +182,35 @@ static int compare_created(const void *a, const void *b)
     return strcmp(left->id, right->id);
 }
 
+/* One that is damaged is shown with what is wrong with it: the others are none the worse for it. */
+static int describe_readable(struct manager *manager, const char *id, struct snapshot_info *ret, struct error *err)
+{
+    CLEANUP_ERROR struct error problem = ERROR_INIT;
+    int r = snapshot_describe(manager, id, ret, &problem);
+    if (r != -EBADMSG && r != -EPROTONOSUPPORT) {
+        if (r < 0)
+            error_move(err, &problem);
+        return r;
+    }
+    const struct {
+        char **to;
+        const char *from;
+    } texts[] = {
+        {&ret->id, id},         {&ret->problem, error_message(&problem)},
+        {&ret->sandbox_id, ""}, {&ret->template_id, ""},
+        {&ret->parent_id, ""},  {&ret->disk_consistency, ""},
+    };
+    *ret = (struct snapshot_info){0};
+    for (size_t i = 0; i < ARRAY_SIZE(texts); i++) {
+        r = replace_text(texts[i].to, texts[i].from, err);
+        if (r < 0) {
+            snapshot_info_done(ret);
+            return r;
+        }
+    }
+    return 0;
+}
+
 int manager_snapshot_list(struct manager *manager, struct snapshot_list *ret, struct error *err)
 {
     char **ids = NULL;
@@ -195,7 +224,7 @@ int manager_snapshot_list(struct manager *manager, struct snapshot_list *ret, st
     if (list.items == NULL)
         r = error_set(err, ENOMEM, "out of memory");
     for (size_t i = 0; r == 0 && i < count; i++) {
-        r = snapshot_describe(manager, ids[i], &list.items[list.count], err);
+        r = describe_readable(manager, ids[i], &list.items[list.count], err);
         if (r == 0)
             list.count++;
         else if (r == -ENOENT)

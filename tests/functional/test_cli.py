@@ -164,7 +164,7 @@ SANDBOX = {
 TEMPLATE = {"id", "name", "snapshot", "cpus", "memory_mib", "disk_bytes", "created_at"}
 SNAPSHOT = {
     "id", "sandbox", "template_id", "parent", "in_use", "cpus", "memory_mib", "created_at", "memory_bytes",
-    "disk_bytes", "state_bytes", "stored_bytes", "own_bytes", "layers",
+    "disk_bytes", "state_bytes", "stored_bytes", "own_bytes", "layers", "problem",
 }  # fmt: skip
 
 

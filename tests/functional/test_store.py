@@ -156,6 +156,8 @@ def test_a_damaged_manifest_stands_in_nobodys_way(new_daemon, section):
     daemon.cli("snapshot", "inspect", snapshot).expect_failure("damaged")
     daemon.cli("store", "verify").expect_failure("1 of 2")
     assert daemon.json("store", "stats")["snapshots"] == 2
+    problems = {one["id"]: one["problem"] for one in daemon.json("snapshot", "ls")}
+    assert len(problems) == 2 and "damaged" in problems.pop(snapshot) and list(problems.values()) == [None]
     if section == "layers":  # what it needs can't be known
         daemon.cli("store", "gc").expect_failure("none was removed", snapshot)
     else:
