@@ -45,6 +45,8 @@ static int delete_template(struct api_call *call, struct error *err)
         bool exact = strcmp(snapshot.id, id) == 0 || strchr(id, ':') != NULL;
         if (snapshot.checkpoint && exact)
             r = manager_snapshot_remove(call->api->manager, id, err);
+        if (r == 0)
+            error_done(err);
         snapshot_info_done(&snapshot);
     }
     if (r == 0)

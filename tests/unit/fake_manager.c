@@ -454,6 +454,7 @@ void snapshot_info_done(struct snapshot_info *info)
     free(info->sandbox_id);
     free(info->template_id);
     free(info->parent_id);
+    string_list_done(&info->names);
 }
 
 void snapshot_list_done(struct snapshot_list *list)
@@ -461,6 +462,31 @@ void snapshot_list_done(struct snapshot_list *list)
     for (size_t i = 0; i < list->count; i++)
         snapshot_info_done(&list->items[i]);
     free(list->items);
+}
+
+/* "name:tag" as the real one completes it; what it may be is not looked at, but for "taken". */
+int manager_checkpoint(struct manager *manager, const char *id_or_prefix, const char *name,
+                       struct snapshot_info *ret, struct error *err)
+{
+    struct sandbox_info info;
+    int r = manager_get(manager, id_or_prefix, &info, err);
+    if (r < 0)
+        return r;
+    if (name != NULL && strcmp(name, "taken") == 0) {
+        sandbox_info_done(&info);
+        return error_set(err, EBUSY, "taken is the name of a template");
+    }
+    base_snapshot(ret);
+    free(ret->sandbox_id);
+    ret->sandbox_id = copy(info.id);
+    ret->checkpoint = true;
+    sandbox_info_done(&info);
+    CLEANUP_FREE char *complete = NULL;
+    if (name != NULL &&
+        (asprintf(&complete, "%s%s", name, strchr(name, ':') != NULL ? "" : ":default") < 0 ||
+         string_list_add(&ret->names, "other:name") < 0 || string_list_add(&ret->names, complete) < 0))
+        abort();
+    return 0;
 }
 
 int manager_snapshot_list(struct manager *manager, struct snapshot_list *ret, struct error *err)
