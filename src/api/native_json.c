@@ -43,7 +43,7 @@ static json_t *capture_json(const struct capture_figures *capture)
 json_t *native_sandbox_json(const struct sandbox_info *info, bool with_token)
 {
     json_t *json = json_pack(
-        "{s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:i, s:i, s:I, s:b, s:o, s:o, s:o, s:o, s:o, s:s, s:b, s:o, s:o}",
+        "{s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:i, s:i, s:I, s:b, s:o, s:o, s:o, s:o, s:o, s:s, s:b, s:b, s:o, s:o}",
         "id", text_json(info->id), "state", sandbox_state_name(info->state), "vmm_pid",
         info->vmm_pid > 0 ? json_integer(info->vmm_pid) : json_null(), "template", id_json(info->template_name),
         "template_id", id_json(info->template_id), "snapshot", id_json(info->snapshot_id), "parent",
@@ -52,7 +52,8 @@ json_t *native_sandbox_json(const struct sandbox_info *info, bool with_token)
         string_map_environment_json(&info->environment), "metadata", string_map_metadata_json(&info->metadata),
         "created_at", time_json(info->created_ns), "started_at", time_json(info->started_ns), "expires_at",
         time_json(info->expires_ns), "on_timeout", timeout_action_name(info->on_timeout), "auto_resume",
-        (int)info->auto_resume, "timings", timings_json(&info->timings), "capture", capture_json(&info->capture));
+        (int)info->auto_resume, "durable", (int)info->durable, "timings", timings_json(&info->timings), "capture",
+        capture_json(&info->capture));
     if (json == NULL)
         return NULL;
     int r = 0;

@@ -68,8 +68,8 @@ static int read_on_timeout(json_t *body, enum timeout_action *ret, struct error 
 
 static int read_spec(json_t *body, struct sandbox_spec *spec, struct error *err)
 {
-    static const char *const known[] = {"template",    "memory_mib", "cpus", "timeout_s", "on_timeout",
-                                        "auto_resume", "egress",     "env",  "metadata",  NULL};
+    static const char *const known[] = {"template", "memory_mib", "cpus", "timeout_s", "on_timeout", "auto_resume",
+                                        "durable",  "egress",     "env",  "metadata",  NULL};
     bool egress = true;
     json_t *environment = NULL;
     json_t *metadata = NULL;
@@ -81,6 +81,7 @@ static int read_spec(json_t *body, struct sandbox_spec *spec, struct error *err)
         (r = read_timeout(body, &spec->timeout_s, err)) < 0 ||
         (r = read_on_timeout(body, &spec->on_timeout, err)) < 0 ||
         (r = body_boolean(body, "auto_resume", &spec->auto_resume, err)) < 0 ||
+        (r = body_boolean(body, "durable", &spec->durable, err)) < 0 ||
         (r = body_boolean(body, "egress", &egress, err)) < 0 ||
         (r = body_object(body, "env", &environment, err)) < 0 ||
         (r = body_object(body, "metadata", &metadata, err)) < 0)

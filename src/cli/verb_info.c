@@ -32,6 +32,7 @@ static void print_info(const json_t *info)
         {"expires", "expires_at", FORMAT_TEXT},
         {"on timeout", "on_timeout", FORMAT_TEXT},
         {"auto-resume", "auto_resume", FORMAT_TEXT},
+        {"durable", "durable", FORMAT_TEXT},
     };
     static const struct format_field timings[] = {
         {"VMM started in", "spawned_us", FORMAT_MICROSECONDS},

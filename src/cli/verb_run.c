@@ -25,6 +25,7 @@ struct run_options {
     int64_t timeout_s;
     const char *on_timeout;
     bool auto_resume;
+    bool durable;
     bool no_internet;
     json_t *environment;
     json_t *metadata;
@@ -33,11 +34,14 @@ struct run_options {
 static int parse_arguments(struct cli *cli, int argc, char **argv, struct run_options *o, struct error *err)
 {
     const struct option_spec specs[] = {
-        {'t', "template", "NAME", "a template, a checkpoint or a snapshot's id (default: base)", option_text, &o->template_name},
+        {'t', "template", "NAME", "a template, a checkpoint or a snapshot's id (default: base)", option_text,
+         &o->template_name},
         {0, "memory", "SIZE", "512, 512M, 2G (default: as the template)", option_size_mib, &o->memory_mib},
         {0, "cpus", "N", "virtual CPUs (default: as the template)", option_count, &o->cpus},
         {0, "timeout", "TIME", "end after 90, 5m, 1h … (default: 0, never)", option_duration, &o->timeout_s},
         {0, "on-timeout", "ACTION", "kill, pause or pause-disk (default: kill)", option_text, &o->on_timeout},
+        {0, "durable", NULL, "after a crash, even of the host, it can be booted from its disk", option_flag,
+         &o->durable},
         {0, "auto-resume", NULL, "when paused, requests for it wake it", option_flag, &o->auto_resume},
         {'e', "env", "KEY=VALUE", "environment of every command; repeatable", option_pair, o->environment},
         {0, "metadata", "KEY=VALUE", "a label; repeatable", option_pair, o->metadata},
@@ -61,9 +65,10 @@ static int parse_arguments(struct cli *cli, int argc, char **argv, struct run_op
 /* What is not given is left out: the template's own values hold. */
 static json_t *make_request(struct run_options *o)
 {
-    json_t *body = json_pack("{s:s, s:I, s:s, s:b, s:b, s:O, s:O}", "template", o->template_name, "timeout_s",
-                             (json_int_t)o->timeout_s, "on_timeout", o->on_timeout, "auto_resume", o->auto_resume,
-                             "egress", !o->no_internet, "env", o->environment, "metadata", o->metadata);
+    json_t *body =
+        json_pack("{s:s, s:I, s:s, s:b, s:b, s:b, s:O, s:O}", "template", o->template_name, "timeout_s",
+                  (json_int_t)o->timeout_s, "on_timeout", o->on_timeout, "auto_resume", o->auto_resume, "durable",
+                  o->durable, "egress", !o->no_internet, "env", o->environment, "metadata", o->metadata);
     if (o->memory_mib != 0)
         json_object_set_new(body, "memory_mib", json_integer(o->memory_mib));
     if (o->cpus.value != 0)

@@ -407,6 +407,32 @@ static void remember(struct capture_job *job, const char *snapshot_id)
         manager_log(manager, "sandbox %s: %s", sandbox->info.id, error_message(&err));
 }
 
+int sandbox_salvage(struct manager *manager, struct sandbox *sandbox, char **ret_snapshot_id, struct error *err)
+{
+    CLEANUP(capture_job_done)
+    struct capture_job job = {.manager = manager, .sandbox = sandbox, .extent = CAPTURE_DISK, .parent_fd = -1};
+    atomic_store(&sandbox->cancelled, false);
+    int r = sandbox_attach_images(manager, sandbox, err);
+    if (r == 0)
+        r = store_begin(manager->store, &job.writer, err);
+    if (r < 0)
+        return r;
+    CLEANUP_FREE char *id = strdup(snapshot_writer_id(job.writer));
+    r = id == NULL ? error_set(err, ENOMEM, "out of memory") : load_parents(&job, err);
+    if (r == 0)
+        r = replace_text(&job.snapshot.manifest.disk_consistency, "crashed", err);
+    if (r == 0)
+        r = open_layers(&job, err);
+    if (r == 0)
+        r = imaged_freeze(manager->images, sandbox->info.id, &job.generation, err);
+    if (r == 0)
+        r = finish(&job, err);
+    if (r < 0)
+        return error_wrap(err, r, "keeping the disk of sandbox %s", sandbox->info.id);
+    *ret_snapshot_id = TAKE_PTR(id);
+    return 0;
+}
+
 int sandbox_capture(struct manager *manager, struct sandbox *sandbox, enum capture_mode mode,
                     enum capture_extent extent, char **ret_snapshot_id, struct error *err)
 {

@@ -129,6 +129,7 @@ int manager_fork(struct manager *manager, const char *id_or_prefix, unsigned cou
         .timeout_s = timeout_s,
         .on_timeout = info.on_timeout,
         .auto_resume = info.auto_resume,
+        .durable = info.durable,
         .egress_denied = info.egress_denied,
         .environment = info.environment,
         .metadata = info.metadata,

@@ -155,6 +155,11 @@ int sandbox_record(struct manager *manager, struct sandbox *sandbox, struct erro
 int sandbox_require(const struct sandbox *sandbox, enum sandbox_state state, const char *what, struct error *err);
 /* Gives up on a sandbox: the reason is recorded and shown. */
 void sandbox_set_lost(struct manager *manager, struct sandbox *sandbox, const char *reason);
+/*
+ * The VMM has ended, or must: nothing of it is left. A sandbox that was to be durable is then paused with its disk
+ * alone, as its guest's last flush left it; any other is lost.
+ */
+void sandbox_give_up(struct manager *manager, struct sandbox *sandbox, const char *reason);
 /* Copies info for the caller. */
 int sandbox_report(struct manager *manager, struct sandbox *sandbox, struct sandbox_info *ret, struct error *err);
 /* Lists of texts in records. */
@@ -229,6 +234,8 @@ int sandbox_capture(struct manager *manager, struct sandbox *sandbox, enum captu
                     enum capture_extent extent, char **ret_snapshot_id, struct error *err);
 /* What the next capture would have been spared of. */
 void sandbox_forget_digests(struct sandbox *sandbox);
+/* Of a VMM that has ended: what is in its VM directory of its disk, as a disk-only snapshot. */
+int sandbox_salvage(struct manager *manager, struct sandbox *sandbox, char **ret_snapshot_id, struct error *err);
 /* Lets a guest write again whose file systems a capture that never ended has frozen. */
 void sandbox_thaw(struct sandbox *sandbox);
 

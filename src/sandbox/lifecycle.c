@@ -144,6 +144,7 @@ static int describe(const struct sandbox_spec *spec, const struct origin *origin
     info->egress_denied = spec->egress_denied;
     info->on_timeout = spec->on_timeout;
     info->auto_resume = spec->auto_resume;
+    info->durable = spec->durable;
     info->created_ns = clock_realtime_ns();
     return r;
 }
@@ -248,8 +249,28 @@ static void undo_pause(struct manager *manager, struct sandbox *sandbox)
         sandbox_force_state(manager, sandbox, SANDBOX_RUNNING);
         return;
     }
-    sandbox_teardown(manager, sandbox);
-    sandbox_set_lost(manager, sandbox, error_message(&err));
+    sandbox_give_up(manager, sandbox, error_message(&err));
+}
+
+void sandbox_give_up(struct manager *manager, struct sandbox *sandbox, const char *reason)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    CLEANUP_FREE char *snapshot_id = NULL;
+    if (sandbox->vmm != NULL)
+        vmm_kill(sandbox->vmm);
+    int r = sandbox->info.durable ? sandbox_salvage(manager, sandbox, &snapshot_id, &err) : -ENODATA;
+    if (r < 0) {
+        if (sandbox->info.durable)
+            manager_log(manager, "%s", error_message(&err));
+        sandbox_teardown(manager, sandbox);
+        sandbox_set_lost(manager, sandbox, reason);
+        return;
+    }
+    manager_log(manager, "sandbox %s: %s; it is paused with its disk as it was last flushed", sandbox->info.id,
+                reason);
+    free(sandbox->pending_snapshot);
+    sandbox->pending_snapshot = TAKE_PTR(snapshot_id);
+    sandbox_finish_pause(manager, sandbox);
 }
 
 int sandbox_pause(struct manager *manager, struct sandbox *sandbox, enum capture_extent extent, struct error *err)

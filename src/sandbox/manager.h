@@ -79,8 +79,9 @@ struct sandbox_spec {
     unsigned memory_mib;       /* 0: as the template; another value boots instead of restoring */
     int64_t timeout_s;         /* 0: no limit; counted from the moment it runs */
     enum timeout_action on_timeout;
-    bool auto_resume;               /* paused with its memory, it is woken by requests for it: manager_wake */
-    bool egress_denied;             /* no guest → outside */
+    bool durable;       /* its disk outlives a crash of VMM, image server or host, as it was last flushed */
+    bool auto_resume;   /* paused with its memory, it is woken by requests for it: manager_wake */
+    bool egress_denied; /* no guest → outside */
     struct string_list environment; /* "K=V" each; in front of it, a checkpoint's */
     struct string_list metadata;    /* key, value, key, value … */
 };
@@ -121,6 +122,7 @@ struct sandbox_info {
     int64_t expires_ns; /* CLOCK_REALTIME; 0: never */
     enum timeout_action on_timeout;
     bool auto_resume;
+    bool durable;
     struct sandbox_timings timings;
     struct capture_figures capture;
 };
@@ -243,7 +245,7 @@ int manager_template_remove(struct manager *manager, const char *name_or_id, str
 
 struct snapshot_info {
     char *id;
-    char *problem; /* NULL; else why it can't be read: all but the id is empty then */
+    char *problem;    /* NULL; else why it can't be read: all but the id is empty then */
     char *sandbox_id; /* where it was taken; "" for a template's */
     char *template_id;
     char *parent_id;          /* the snapshot whose image it extends; "" for none */

@@ -192,7 +192,7 @@ int sandbox_record(struct manager *manager, struct sandbox *sandbox, struct erro
         return 0;
     json_t *document = json_pack(
         "{s:s, s:s?, s:I, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:b, s:o, s:o, s:I, s:I, "
-        "s:I, s:I, s:I, s:s?, s:b, s:b}",
+        "s:I, s:I, s:I, s:s?, s:b, s:b, s:b}",
         "state", sandbox_state_name(info->state), "lost_reason", info->lost_reason, "vmm_pid",
         (json_int_t)info->vmm_pid, "vmm_start_time", (json_int_t)sandbox->vmm_start_time, "network_slot",
         (json_int_t)sandbox->network_slot, "template_id", info->template_id, "template_name", info->template_name,
@@ -203,7 +203,7 @@ int sandbox_record(struct manager *manager, struct sandbox *sandbox, struct erro
         (json_int_t)info->created_ns, "started_ns", (json_int_t)info->started_ns, "expires_ns",
         (json_int_t)info->expires_ns, "on_timeout", (json_int_t)info->on_timeout, "timeout_s",
         (json_int_t)sandbox->timeout_s, "pending_snapshot", sandbox->pending_snapshot, "fresh_memory",
-        (int)sandbox->fresh_memory, "auto_resume", (int)info->auto_resume);
+        (int)sandbox->fresh_memory, "auto_resume", (int)info->auto_resume, "durable", (int)info->durable);
     if (document == NULL)
         return error_set(err, ENOMEM, "out of memory");
     int r = registry_put(manager->registry, REGISTRY_SANDBOX, info->id, document, err);
@@ -307,6 +307,8 @@ static int read_info(const char *id, const json_t *document, struct sandbox_info
         r = json_read_bool(document, "egress_denied", false, &info->egress_denied, err);
     if (r == 0)
         r = json_read_bool(document, "auto_resume", false, &info->auto_resume, err);
+    if (r == 0)
+        r = json_read_bool(document, "durable", false, &info->durable, err);
     if (r == 0)
         r = json_read_list(document, "environment", &info->environment, err);
     if (r == 0)

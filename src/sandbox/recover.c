@@ -2,7 +2,7 @@
  * After a restart: every recorded sandbox is brought to a state that is true.
  *
  *   record says   VMM lives                         VMM is gone
- *   running       taken over (continued if stopped)  lost
+ *   running       taken over (continued if stopped)  lost; if durable, paused with its disk alone
  *   pausing       snapshot committed: paused;        snapshot committed: paused; else lost
  *                 else continued: running
  *   creating      removed                            removed
@@ -16,6 +16,7 @@
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,6 +27,8 @@
 #include "base/io.h"
 #include "base/process.h"
 #include "sandbox/internal.h"
+
+#define END_TIMEOUT_MS 5000
 
 static int load_sandbox(void *context, const char *id, const json_t *document, struct error *err)
 {
@@ -72,14 +75,20 @@ static int adopt(struct manager *manager, struct sandbox *sandbox, struct error 
     return r;
 }
 
-/* Ends a recorded VMM that is not to go on. */
+/* Of a recorded VMM that is not to go on. */
+static void end_process(const struct sandbox *sandbox)
+{
+    CLEANUP_CLOSE int pidfd = process_open(sandbox->info.vmm_pid, sandbox->vmm_start_time);
+    if (pidfd < 0)
+        return;
+    syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+    struct pollfd ended = {.fd = pidfd, .events = POLLIN};
+    poll(&ended, 1, END_TIMEOUT_MS);
+}
+
 static void end_vmm(struct manager *manager, struct sandbox *sandbox)
 {
-    int pidfd = process_open(sandbox->info.vmm_pid, sandbox->vmm_start_time);
-    if (pidfd >= 0) {
-        syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
-        close(pidfd);
-    }
+    end_process(sandbox);
     sandbox_teardown(manager, sandbox);
 }
 
@@ -94,8 +103,8 @@ static void recover_running(struct manager *manager, struct sandbox *sandbox)
                     (int)sandbox->info.vmm_pid);
         return;
     }
-    end_vmm(manager, sandbox);
-    sandbox_set_lost(manager, sandbox, error_message(&err));
+    end_process(sandbox);
+    sandbox_give_up(manager, sandbox, error_message(&err));
 }
 
 static int recover_one(struct manager *manager, struct sandbox *sandbox, struct error *err)

@@ -139,6 +139,18 @@ static int take_place(struct manager *manager, struct sandbox *sandbox, const st
     return sandbox->info.egress_denied ? network_set_egress(network, false, err) : 0;
 }
 
+/* What a crash of the host must not take: from what the VM was made, and where its overlay will be. */
+static int sync_directory(struct manager *manager, const struct sandbox *sandbox, struct error *err)
+{
+    CLEANUP_FREE char *all = manager_path(manager, "vms", "", err);
+    if (all == NULL)
+        return -ENOMEM;
+    int r = io_fsync_path(sandbox->vm_directory);
+    if (r == 0)
+        r = io_fsync_path(all);
+    return r < 0 ? error_code(err, r, "cannot make %s durable", sandbox->vm_directory) : 0;
+}
+
 /* Fills the VM directory and has its images served. */
 static int prepare_directory(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
                              struct error *err)
@@ -147,6 +159,8 @@ static int prepare_directory(struct manager *manager, struct sandbox *sandbox, c
         return error_errno(err, "cannot make %s", sandbox->vm_directory);
     int r = store_materialize(manager->store, request->snapshot_id, sandbox->vm_directory, err);
     sandbox->fresh_memory = request->boot;
+    if (r == 0 && sandbox->info.durable)
+        r = sync_directory(manager, sandbox, err);
     if (r == 0)
         r = sandbox_attach_images(manager, sandbox, err);
     return snapshot_refuse(request->snapshot_id, r, err);

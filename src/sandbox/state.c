@@ -14,7 +14,9 @@ static const char *const names[SANDBOX_STATE_COUNT] = {
 /* Row: from; column: to. */
 static const bool transitions[SANDBOX_STATE_COUNT][SANDBOX_STATE_COUNT] = {
     [SANDBOX_CREATING] = {[SANDBOX_RUNNING] = true, [SANDBOX_KILLED] = true},
-    [SANDBOX_RUNNING] = {[SANDBOX_PAUSING] = true, [SANDBOX_KILLED] = true, [SANDBOX_LOST] = true},
+    /* Straight to paused: its VMM ended, and it was to be durable. */
+    [SANDBOX_RUNNING] =
+        {[SANDBOX_PAUSING] = true, [SANDBOX_PAUSED] = true, [SANDBOX_KILLED] = true, [SANDBOX_LOST] = true},
     /* Back to running: the capture failed, or the daemon died before the commit. */
     [SANDBOX_PAUSING] =
         {[SANDBOX_PAUSED] = true, [SANDBOX_RUNNING] = true, [SANDBOX_KILLED] = true, [SANDBOX_LOST] = true},

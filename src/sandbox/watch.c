@@ -47,12 +47,11 @@ static void handle_exit(struct manager *manager, void *argument)
     if (sandbox->info.state == SANDBOX_RUNNING && ended.fd >= 0 && poll(&ended, 1, 0) == 1) {
         CLEANUP_FREE char *reason = NULL;
         int r = imaged_failure(manager->images, id, &reason, NULL);
-        sandbox_teardown(manager, sandbox);
-        sandbox_set_lost(manager, sandbox,
-                         r == 1 ? reason
-                         : r == -EHOSTDOWN
-                             ? IMAGES_LOST
-                             : "its VMM ended: the guest powered off or crashed, or the process was killed");
+        sandbox_give_up(manager, sandbox,
+                        r == 1 ? reason
+                        : r == -EHOSTDOWN
+                            ? IMAGES_LOST
+                            : "its VMM ended: the guest powered off or crashed, or the process was killed");
     }
     sandbox_release(manager, sandbox);
 }
@@ -72,8 +71,7 @@ static void handle_image_failure(struct manager *manager, void *argument)
         /* 0: it has been resumed since, and this one is served. */
         if (sandbox->info.state == SANDBOX_RUNNING &&
             imaged_failure(manager->images, failure->id, &present, NULL) != 0) {
-            sandbox_teardown(manager, sandbox);
-            sandbox_set_lost(manager, sandbox, failure->reason);
+            sandbox_give_up(manager, sandbox, failure->reason);
         }
         sandbox_release(manager, sandbox);
     }

@@ -158,7 +158,7 @@ def test_templates_and_snapshots_are_listed(daemon):
 
 SANDBOX = {
     "id", "state", "vmm_pid", "template", "template_id", "snapshot", "parent", "cpus", "memory_mib", "disk_bytes",
-    "egress", "env", "metadata", "created_at", "started_at", "expires_at", "on_timeout", "access_token", "timings",
+    "egress", "env", "metadata", "created_at", "started_at", "expires_at", "on_timeout", "auto_resume", "durable", "access_token", "timings",
     "capture",
 }  # fmt: skip
 TEMPLATE = {"id", "name", "snapshot", "cpus", "memory_mib", "disk_bytes", "created_at"}
