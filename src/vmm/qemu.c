@@ -41,6 +41,9 @@
 
 #define QMP_TIMEOUT_MS 5000
 
+/* QEMU may still be starting. */
+#define LOAD_TIMEOUT_MS 30000
+
 /* In the background, and perhaps on a busy host. */
 #define PREPARE_TIMEOUT_MS 20000
 
@@ -180,8 +183,25 @@ static void add_devices(struct arguments *a, const struct vmm_config *config)
     add_pair(a, "-device", "virtio-net-device,netdev=net,guest_announce=off,mac=" NET_GUEST_MAC);
 }
 
+/*
+ * Loading and continuing is one step unless this is switched off: then QEMU starts stopped and is told to continue,
+ * which it does when it has loaded the state, or at once if it has.
+ */
+static bool resumes_on_load(void)
+{
+    const char *value = getenv("DORMOUSE_RESTORE_RESUME_ON_LOAD");
+    return value == NULL || strcmp(value, "0") != 0;
+}
+
+static int continue_after_load(struct vmm *vmm, struct error *err)
+{
+    return resumes_on_load() ? 0 : qmp_execute(vmm->connection, "cont", NULL, LOAD_TIMEOUT_MS, NULL, err);
+}
+
 static void add_start(struct arguments *a, const struct vmm_config *config, enum vmm_start how)
 {
+    if (how != VMM_START_BOOT && !resumes_on_load())
+        add(a, "-S");
     if (how == VMM_START_PREPARE) {
         add(a, "-preconfig");
         add_pair(a, "-incoming", "defer");
@@ -308,7 +328,11 @@ static int start(struct vmm *vmm, const struct vmm_config *config, enum vmm_star
     if (arguments.failed)
         return error_set(err, ENOMEM, "out of memory");
     r = spawn(vmm, config, descriptors, count, &arguments, log_fd, err);
-    return r == 0 && how == VMM_START_PREPARE ? await_prepared(vmm, err) : r;
+    if (r == 0 && how == VMM_START_PREPARE)
+        r = await_prepared(vmm, err);
+    if (r == 0 && how == VMM_START_RESTORE)
+        r = continue_after_load(vmm, err);
+    return r;
 }
 
 /* Brings a prepared VMM to where one that was started the ordinary way has its machine. */
@@ -346,7 +370,7 @@ static int restore_prepared(struct vmm *vmm, int state_fd, uint64_t memory_bytes
     if (r == 0)
         r = qmp_execute(vmm->connection, "migrate-incoming", json_pack("{s:s}", "uri", "fd:" STATE_ID),
                         QMP_TIMEOUT_MS, NULL, err);
-    return r;
+    return r == 0 ? continue_after_load(vmm, err) : r;
 }
 
 static void detach(struct vmm *vmm)

@@ -2,6 +2,9 @@
 
 import random
 import time
+from pathlib import Path
+
+import pytest
 
 from guest import Counter, boot_id, clock_offset
 from harness import wait_until
@@ -144,3 +147,18 @@ END
     sandbox.resume()
     sandbox.sh("echo > /root/go; until [ -s /root/result ]; do usleep 20000; done; usleep 100000")
     assert sandbox.sh("cat /root/result").splitlines() == ["written before", "written after"]
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_load_and_continue_can_be_two_steps(new_daemon, ahead):
+    daemon = new_daemon(wrapper=["env", "DORMOUSE_RESTORE_RESUME_ON_LOAD=0"], vmm_ahead=ahead)
+    if ahead:
+        wait_until(lambda: len(daemon.standbys()) == ahead, "VMMs kept ready")
+    sandbox = daemon.run()
+    arguments = Path(f"/proc/{sandbox.info()['vmm_pid']}/cmdline").read_bytes().split(b"\0")
+    assert b"-S" in arguments
+    counter = Counter(sandbox)
+    before = counter.read()
+    sandbox.pause()
+    sandbox.resume()
+    counter.wait_beyond(before)
