@@ -87,10 +87,11 @@ json_t *native_snapshot_json(const struct snapshot_info *info)
     json_t *names = json_array();
     for (size_t i = 0; i < info->names.count; i++)
         json_array_append_new(names, text_json(info->names.items[i]));
-    return json_pack("{s:o, s:s?, s:o, s:o, s:o, s:b, s:i, s:i, s:o, s:I, s:I, s:I, s:o, s:I, s:I, s:i}", "id",
-                     text_json(info->id), "problem", info->problem, "sandbox", id_json(info->sandbox_id),
-                     "template_id", id_json(info->template_id), "parent", id_json(info->parent_id), "in_use",
-                     (int)info->in_use, "cpus", (int)info->cpus, "memory_mib", (int)info->memory_mib, "created_at",
+    return json_pack("{s:o, s:s?, s:o, s:b, s:o, s:o, s:o, s:b, s:i, s:i, s:o, s:I, s:I, s:I, s:o, s:I, s:I, s:i}",
+                     "id", text_json(info->id), "problem", info->problem, "names", names, "checkpoint",
+                     (int)info->checkpoint, "sandbox", id_json(info->sandbox_id), "template_id",
+                     id_json(info->template_id), "parent", id_json(info->parent_id), "in_use", (int)info->in_use,
+                     "cpus", (int)info->cpus, "memory_mib", (int)info->memory_mib, "created_at",
                      time_json(info->created_ns), "memory_bytes", (json_int_t)info->memory_bytes, "disk_bytes",
                      (json_int_t)info->disk_bytes, "state_bytes", (json_int_t)info->state_bytes, "disk_consistency",
                      id_json(info->disk_consistency), "stored_bytes", (json_int_t)info->stored_bytes, "own_bytes",
