@@ -158,13 +158,14 @@ def test_templates_and_snapshots_are_listed(daemon):
 
 SANDBOX = {
     "id", "state", "vmm_pid", "template", "template_id", "snapshot", "parent", "cpus", "memory_mib", "disk_bytes",
-    "egress", "env", "metadata", "created_at", "started_at", "expires_at", "on_timeout", "auto_resume", "durable", "access_token", "timings",
-    "capture",
+    "egress", "env", "metadata", "created_at", "started_at", "expires_at", "on_timeout", "auto_resume", "durable",
+    "access_token", "timings", "capture",
 }  # fmt: skip
 TEMPLATE = {"id", "name", "snapshot", "cpus", "memory_mib", "disk_bytes", "created_at"}
 SNAPSHOT = {
     "id", "sandbox", "template_id", "parent", "in_use", "cpus", "memory_mib", "created_at", "memory_bytes",
     "disk_bytes", "state_bytes", "stored_bytes", "own_bytes", "layers", "problem",
+    "disk_consistency", "names",
 }  # fmt: skip
 
 

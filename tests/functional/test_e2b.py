@@ -14,7 +14,7 @@ from harness import run_process
 
 HERE = Path(__file__).with_name("e2b")
 REGISTRY = ("registry.npmjs.org", 443)
-SCENARIOS = ["commands", "background", "terminal", "files", "pauseAndConnect", "fork", "killAndList"]
+SCENARIOS = ["commands", "background", "terminal", "files", "pauseAndConnect", "fork", "snapshots", "killAndList"]
 
 
 @pytest.fixture(scope="session")

@@ -454,6 +454,8 @@ void snapshot_info_done(struct snapshot_info *info)
     free(info->sandbox_id);
     free(info->template_id);
     free(info->parent_id);
+    free(info->problem);
+    free(info->disk_consistency);
     string_list_done(&info->names);
 }
 

@@ -234,7 +234,18 @@ static void test_e2b_life(void **state)
     expect_on("POST", "/sandboxes/$/connect", id, "{\"timeout\":5}", 201);
     expect_on("POST", "/sandboxes/$/fork", id, "{\"count\":2}", 201);
     expect_on("POST", "/sandboxes/$/fork", id, "{\"count\":0}", 400);
-    expect_on("POST", "/sandboxes/$/snapshots", id, "{\"name\":\"x\"}", 501);
+    expect_on("POST", "/sandboxes/$/snapshots", id, "{\"name\":\"x\"}", 201);
+    expect_on("POST", "/sandboxes/$/snapshots", id, NULL, 201);
+    expect_on("POST", "/sandboxes/$/snapshots", id, "{\"name\":5}", 400);
+    expect_on("POST", "/sandboxes/$/snapshots", id, "{\"name\":\"taken\"}", 409);
+    expect_on("POST", "/sandboxes/$/snapshots", prefix, "{}", 404);
+    expect_on("POST", "/dormouse/v1/sandboxes/$/checkpoint", id, "{\"name\":\"x:y\"}", 201);
+    expect_on("POST", "/dormouse/v1/sandboxes/$/checkpoint", id, "{\"tag\":\"y\"}", 400);
+    expect("GET", "/snapshots?limit=0", NULL, 400);
+    expect("GET", "/snapshots?nextToken=5", NULL, 400);
+    expect("GET", "/snapshots?name=x&sandboxID=y&limit=5&nextToken=5-a", NULL, 200);
+    json_t *snapshot = call("POST", "/sandboxes/none/snapshots", "{}", 404);
+    json_decref(snapshot);
     expect_on("DELETE", "/sandboxes/$", id, NULL, 204);
     expect_on("DELETE", "/sandboxes/$", id, NULL, 404);
 }

@@ -138,6 +138,33 @@ const scenarios = {
     assert.equal((await children[0].commands.run('echo on')).stdout, 'on\n')
   },
 
+  async snapshots() {
+    const sandbox = await create({ envs: { COLOUR: 'red' } })
+    await sandbox.files.write('/dev/shm/kept', 'then')
+    const named = await sandbox.createSnapshot({ name: 'e2b-work' })
+    assert.deepEqual([named.snapshotId, named.names], ['e2b-work:default', ['e2b-work:default']])
+    assert.equal(await sandbox.isRunning(), true)
+    await sandbox.files.write('/dev/shm/kept', 'now')
+    const unnamed = await sandbox.createSnapshot()
+    assert.deepEqual(unnamed.names, [])
+    const listed = []
+    const pages = sandbox.listSnapshots({ limit: 1 })
+    while (pages.hasNext) listed.push(...(await pages.nextItems()))
+    assert.deepEqual(listed.map((snapshot) => snapshot.snapshotId), [unnamed.snapshotId, named.snapshotId])
+    const byName = await Sandbox.listSnapshots({ name: 'e2b-work' }).nextItems()
+    assert.deepEqual(byName, [named])
+    await sandbox.kill()
+    for (const [snapshot, content] of [[named, 'then'], [unnamed, 'now']]) {
+      const copy = await create(snapshot.snapshotId)
+      assert.equal(await copy.files.read('/dev/shm/kept'), content)
+      assert.equal((await copy.commands.run('echo $COLOUR')).stdout, 'red\n')
+      await copy.kill()
+      assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId), true)
+      assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId), false)
+    }
+    await assert.rejects(create('e2b-work:default'))
+  },
+
   async killAndList() {
     const sandboxes = await Promise.all([create(), create(), create()])
     const expected = sandboxes.map((sandbox) => sandbox.sandboxId)
