@@ -1,6 +1,7 @@
 /* The lists of sandboxes and templates: finding, referring to, recording and changing the state of an object. */
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -12,11 +13,37 @@
 #include "base/process.h"
 #include "sandbox/internal.h"
 
+#define BOOT_ID_PATH   "/proc/sys/kernel/random/boot_id"
+#define BOOT_ID_LENGTH 36
+
+/* Two clocks read one after the other differ by less, unless one of them was set. */
+#define CLOCK_JITTER_NS 100000000
+
 int64_t boottime_ns(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_BOOTTIME, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Names the present boot of the host, to which a time of CLOCK_BOOTTIME belongs; "" when it can't be known. */
+static void read_boot_id(char ret[static BOOT_ID_LENGTH + 1])
+{
+    CLEANUP_FREE char *text = NULL;
+    size_t length = 0;
+    ret[0] = '\0';
+    if (io_read_file(BOOT_ID_PATH, BOOT_ID_LENGTH + 1, &text, &length) == 0 && length >= BOOT_ID_LENGTH)
+        snprintf(ret, BOOT_ID_LENGTH + 1, "%.36s", text);
+}
+
+/* When the deadline will be on the wall clock, which may have jumped since it was set. Under manager->lock. */
+static void update_expiry(struct sandbox *sandbox)
+{
+    if (sandbox->deadline_ns == 0)
+        return;
+    int64_t expires_ns = clock_realtime_ns() + sandbox->deadline_ns - boottime_ns();
+    if (llabs(expires_ns - sandbox->info.expires_ns) > CLOCK_JITTER_NS)
+        sandbox->info.expires_ns = expires_ns;
 }
 
 void sandbox_free(struct sandbox *sandbox)
@@ -204,8 +231,15 @@ int sandbox_record(struct manager *manager, struct sandbox *sandbox, struct erro
         (json_int_t)info->expires_ns, "on_timeout", (json_int_t)info->on_timeout, "timeout_s",
         (json_int_t)sandbox->timeout_s, "pending_snapshot", sandbox->pending_snapshot, "fresh_memory",
         (int)sandbox->fresh_memory, "auto_resume", (int)info->auto_resume, "durable", (int)info->durable);
-    if (document == NULL)
+    char boot_id[BOOT_ID_LENGTH + 1];
+    read_boot_id(boot_id);
+    json_t *deadline = json_pack("{s:I, s:s}", "deadline_ns", (json_int_t)sandbox->deadline_ns, "boot_id", boot_id);
+    bool complete = document != NULL && json_object_update(document, deadline) == 0;
+    json_decref(deadline);
+    if (!complete) {
+        json_decref(document);
         return error_set(err, ENOMEM, "out of memory");
+    }
     int r = registry_put(manager->registry, REGISTRY_SANDBOX, info->id, document, err);
     json_decref(document);
     return r;
@@ -249,6 +283,7 @@ struct numbers {
     int64_t start_time;
     int64_t slot;
     int64_t timeout_s;
+    int64_t deadline_ns;
 };
 
 static int read_numbers(const json_t *document, struct sandbox_info *info, struct numbers *ret, struct error *err)
@@ -268,6 +303,7 @@ static int read_numbers(const json_t *document, struct sandbox_info *info, struc
         {"vmm_start_time", 0, INT64_MAX, 0, &ret->start_time},
         {"network_slot", -1, INT32_MAX, -1, &ret->slot},
         {"timeout_s", 0, SANDBOX_TIMEOUT_MAX_S, 0, &ret->timeout_s},
+        {"deadline_ns", 0, INT64_MAX, 0, &ret->deadline_ns},
         {"cpus", 1, SANDBOX_CPUS_MAX, 1, &cpus},
         {"memory_mib", 1, SANDBOX_MEMORY_MAX_MIB, 1, &memory},
         {"disk_bytes", 0, INT64_MAX, 0, &disk},
@@ -316,6 +352,23 @@ static int read_info(const char *id, const json_t *document, struct sandbox_info
     return r;
 }
 
+/*
+ * The wall clock may have been set while no daemon was there. Only after a boot of the host it has to tell how much
+ * time is left.
+ */
+static void set_recorded_deadline(struct sandbox *sandbox, int64_t deadline_ns, const char *recorded_boot_id)
+{
+    char boot_id[BOOT_ID_LENGTH + 1];
+    read_boot_id(boot_id);
+    bool same_boot = boot_id[0] != '\0' && recorded_boot_id != NULL && strcmp(recorded_boot_id, boot_id) == 0;
+    if (sandbox->info.expires_ns == 0)
+        sandbox->deadline_ns = 0;
+    else if (same_boot && deadline_ns != 0)
+        sandbox->deadline_ns = deadline_ns;
+    else
+        sandbox->deadline_ns = boottime_ns() + MAX(sandbox->info.expires_ns - clock_realtime_ns(), (int64_t)1);
+}
+
 int sandbox_load(struct manager *manager, const char *id, const json_t *document, struct error *err)
 {
     CLEANUP(sandbox_info_done) struct sandbox_info info = {0};
@@ -335,9 +388,7 @@ int sandbox_load(struct manager *manager, const char *id, const json_t *document
         sandbox_free(sandbox);
         return -ENOMEM;
     }
-    /* The wall clock tells how much time is left; from here on it may jump. */
-    if (sandbox->info.expires_ns != 0)
-        sandbox->deadline_ns = boottime_ns() + MAX(sandbox->info.expires_ns - clock_realtime_ns(), (int64_t)0);
+    set_recorded_deadline(sandbox, numbers.deadline_ns, json_string_value(json_object_get(document, "boot_id")));
     list_sandbox(manager, sandbox);
     return 0;
 }
@@ -404,6 +455,7 @@ int sandbox_report(struct manager *manager, struct sandbox *sandbox, struct sand
     if (ret == NULL)
         return 0;
     pthread_mutex_lock(&manager->lock);
+    update_expiry(sandbox);
     int r = sandbox_info_copy(ret, &sandbox->info);
     pthread_mutex_unlock(&manager->lock);
     return r < 0 ? error_set(err, ENOMEM, "out of memory") : 0;
@@ -433,6 +485,8 @@ int manager_get(struct manager *manager, const char *id_or_prefix, struct sandbo
     struct sandbox *sandbox;
     pthread_mutex_lock(&manager->lock);
     int r = find_sandbox(manager, id_or_prefix, &sandbox, err);
+    if (r == 0)
+        update_expiry(sandbox);
     if (r == 0 && sandbox_info_copy(ret, &sandbox->info) < 0)
         r = error_set(err, ENOMEM, "out of memory");
     pthread_mutex_unlock(&manager->lock);
@@ -458,6 +512,7 @@ int manager_list(struct manager *manager, struct sandbox_list *ret, struct error
     list.items = calloc(count + 1, sizeof(*list.items));
     bool failed = list.items == NULL;
     for (struct sandbox *sandbox = manager->sandboxes; !failed && sandbox != NULL; sandbox = sandbox->next) {
+        update_expiry(sandbox);
         failed = sandbox_info_copy(&list.items[list.count], &sandbox->info) < 0;
         list.count += !failed;
     }

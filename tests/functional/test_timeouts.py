@@ -1,5 +1,8 @@
 """Time to live."""
 
+import contextlib
+import json
+import sqlite3
 import time
 
 from datetime import datetime
@@ -74,6 +77,44 @@ def test_it_survives_a_restart_of_the_daemon(new_daemon):
     wait_until(lambda: gone(later), "the end of its time")
     assert time.monotonic() - began > 4.9
     assert never.state() == "running"
+
+
+def edit_record(daemon, sandbox, **values):
+    """Changes what the registry says of a sandbox while no daemon runs."""
+    with contextlib.closing(sqlite3.connect(daemon.data / "registry.db")) as registry, registry:
+        (text,) = registry.execute("SELECT document FROM object WHERE id = ?", [sandbox.id]).fetchone()
+        document = {**json.loads(text), **values}
+        registry.execute("UPDATE object SET document = ? WHERE id = ?", [json.dumps(document), sandbox.id])
+
+
+def test_a_clock_that_jumped_while_no_daemon_was_there_does_not_fire_it(new_daemon):
+    daemon = new_daemon()
+    long = daemon.run("--timeout", "1000")
+    short = daemon.run("--timeout", "4")
+    never = daemon.run()
+    began = time.monotonic()
+    daemon.kill()
+    # As if the wall clock had been set: a day forward, as the long one's record says, and a day back.
+    edit_record(daemon, long, expires_ns=time.time_ns() - 86400 * 10**9)
+    edit_record(daemon, short, expires_ns=time.time_ns() + 86400 * 10**9)
+    daemon.start()
+    assert 900 < expires_in(long.info()) <= 1000
+    wait_until(lambda: gone(short), "the end of its time", seconds=15)
+    assert time.monotonic() - began > 2
+    assert long.state() == never.state() == "running"
+    assert never.info()["expires_at"] is None
+
+
+def test_after_a_boot_of_the_host_the_wall_clock_counts(new_daemon):
+    daemon = new_daemon()
+    over = daemon.run("--timeout", "1000")
+    later = daemon.run("--timeout", "1000")
+    daemon.kill()
+    edit_record(daemon, over, boot_id="another", expires_ns=time.time_ns() - 10**9)
+    edit_record(daemon, later, boot_id="another", deadline_ns=1, expires_ns=time.time_ns() + 500 * 10**9)
+    daemon.start()
+    wait_until(lambda: gone(over), "the end of its time")
+    assert 400 < expires_in(later.info()) <= 500
 
 
 def test_absurd_ones_are_refused(daemon):
