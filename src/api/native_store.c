@@ -78,12 +78,12 @@ static json_t *inspection_json(const struct snapshot_inspection *inspection)
     json_t *layers = json_array();
     for (size_t i = 0; i < inspection->layer_count; i++)
         json_array_append_new(layers, layer_json(&inspection->layers[i]));
-    return json_pack("{s:o, s:o, s:o, s:o, s:i, s:{s:s, s:I, s:I, s:I, s:o}, s:o, s:o, s:o, s:o}", "snapshot",
+    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:i, s:{s:s, s:I, s:I, s:I, s:o}, s:o, s:o, s:o, s:o}", "snapshot",
                      native_snapshot_json(&inspection->info), "vmm", text_json(inspection->vmm), "accelerator",
-                     text_json(inspection->accelerator), "kernel", text_json(inspection->kernel),
-                     "machine_revision", (int)inspection->machine_revision, "manifest", "format", "DORMSNAP",
-                     "bytes", (json_int_t)inspection->manifest_bytes, "compatible_features",
-                     (json_int_t)inspection->compatible_features, "incompatible_features",
+                     text_json(inspection->accelerator), "cpu_model", text_json(inspection->cpu_model), "kernel",
+                     text_json(inspection->kernel), "machine_revision", (int)inspection->machine_revision,
+                     "manifest", "format", "DORMSNAP", "bytes", (json_int_t)inspection->manifest_bytes,
+                     "compatible_features", (json_int_t)inspection->compatible_features, "incompatible_features",
                      (json_int_t)inspection->incompatible_features, "sections", sections, "layers", layers,
                      "memory", image_json(&inspection->memory), "disk", image_json(&inspection->disk),
                      "working_set", working_set_json(&inspection->working_set));

@@ -77,6 +77,7 @@ static void print_inspection(const json_t *inspection)
     static const struct format_field machine[] = {
         {"VMM", "vmm", FORMAT_TEXT},
         {"accelerator", "accelerator", FORMAT_TEXT},
+        {"CPU model", "cpu_model", FORMAT_TEXT},
         {"kernel", "kernel", FORMAT_TEXT},
         {"machine revision", "machine_revision", FORMAT_TEXT},
     };

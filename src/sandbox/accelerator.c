@@ -104,6 +104,28 @@ static int describe_host(char key[static 256], struct error *err)
     return 0;
 }
 
+bool accelerator_kvm_works(struct manager *manager, const char *snapshot_id)
+{
+    int known = atomic_load(&manager->kvm);
+    if (known != 0)
+        return known > 0;
+    CLEANUP_FREE char *directory = manager_path(manager, "snapshots", snapshot_id, NULL);
+    CLEANUP_FREE char *kernel = NULL;
+    CLEANUP_FREE char *initrd = NULL;
+    enum vmm_accelerator best = VMM_ACCELERATOR_TCG;
+    if (directory == NULL || asprintf(&kernel, "%s/" VMM_FILE_KERNEL, directory) < 0) {
+        kernel = NULL;
+        return false;
+    }
+    if (asprintf(&initrd, "%s/" VMM_FILE_INITRD, directory) < 0) {
+        initrd = NULL;
+        return false;
+    }
+    if (accelerator_choose(manager, kernel, initrd, &best, NULL) == 0)
+        atomic_store(&manager->kvm, best == VMM_ACCELERATOR_KVM ? 1 : -1);
+    return best == VMM_ACCELERATOR_KVM;
+}
+
 int accelerator_choose(struct manager *manager, const char *kernel, const char *initrd, enum vmm_accelerator *ret,
                        struct error *err)
 {

@@ -87,17 +87,21 @@ static int adopt_map(struct capture_job *job, struct snapshot *from, enum image_
 
 static int describe(struct capture_job *job, const struct snapshot_manifest *origin, struct error *err)
 {
-    const struct sandbox_info *info = &job->sandbox->info;
+    const struct sandbox *sandbox = job->sandbox;
+    const struct sandbox_info *info = &sandbox->info;
+    const struct machine *machine = &sandbox->machine;
+    bool known = machine->vmm != NULL; /* not if an older daemon started it */
     struct snapshot_manifest *manifest = &job->snapshot.manifest;
     const struct {
         char **to;
         const char *from;
     } texts[] = {
         {&manifest->parent_id, info->snapshot_id},
-        {&manifest->sandbox_id, job->sandbox->unrecorded ? "" : info->id},
+        {&manifest->sandbox_id, sandbox->unrecorded ? "" : info->id},
         {&manifest->template_id, info->template_id},
-        {&manifest->vmm, origin->vmm},
-        {&manifest->accelerator, origin->accelerator},
+        {&manifest->vmm, known ? machine->vmm : origin->vmm},
+        {&manifest->accelerator, known ? vmm_accelerator_name(machine->accelerator) : origin->accelerator},
+        {&manifest->cpu_model, known ? machine->cpu_model : origin->cpu_model},
         {&manifest->kernel, origin->kernel},
         {&manifest->disk_consistency, ""},
     };
@@ -106,7 +110,7 @@ static int describe(struct capture_job *job, const struct snapshot_manifest *ori
         if (r < 0)
             return r;
     }
-    manifest->machine_revision = origin->machine_revision;
+    manifest->machine_revision = known ? machine->revision : origin->machine_revision;
     manifest->cpus = info->cpus;
     manifest->memory_bytes = (uint64_t)info->memory_mib << 20;
     manifest->disk_bytes = origin->disk_bytes;

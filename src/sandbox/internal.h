@@ -30,6 +30,14 @@
 /* Why a sandbox is lost whose VMM had pages or blocks still to read. */
 #define IMAGES_LOST "the image server ended while it ran"
 
+/* What a guest runs on, since its VMM was started; it goes into its snapshots. */
+struct machine {
+    char *vmm; /* name and version; NULL: none was started yet */
+    char *cpu_model;
+    unsigned revision;
+    enum vmm_accelerator accelerator;
+};
+
 struct sandbox {
     struct sandbox *next;
     unsigned references;
@@ -39,6 +47,7 @@ struct sandbox {
     char *vm_directory;     /* exists while there is a VMM */
     char *pending_snapshot; /* what is being written by a pause; else NULL */
     struct vmm *vmm;
+    struct machine machine;
     struct imaged_files files;    /* of the image server, while there is a VMM */
     bool fresh_memory;            /* booted, not restored: its memory image is empty */
     struct page_digests *digests; /* of its memory as the snapshot `digests_snapshot` has it; NULL: unknown */
@@ -85,6 +94,7 @@ struct manager {
     struct imaged *images; /* the image server */
     bool images_lost;      /* at start: it was not running any more */
     bool recovered;        /* what ran has been taken over */
+    atomic_int kvm;        /* whether it runs guests: 0 not known yet, 1 yes, -1 no */
     struct network_pool *networks;
     struct standby_pool *standbys;
     pthread_mutex_t lock;
@@ -177,6 +187,15 @@ void sandbox_postpone(struct manager *manager, struct sandbox *sandbox, int64_t 
 struct template *template_find(struct manager *manager, const char *name_or_id);
 int template_load(struct manager *manager, const char *id, const json_t *document, struct error *err);
 int template_record(struct manager *manager, const struct template_info *info, struct error *err);
+
+/* ---- machine.c ---- */
+
+void machine_done(struct machine *machine);
+/* As of a VMM that is started now. */
+int machine_set(struct machine *machine, enum vmm_accelerator accelerator, struct error *err);
+/* NULL when none was started yet, which machine_read takes, too. */
+json_t *machine_json(const struct machine *machine);
+int machine_read(const json_t *object, struct machine *ret, struct error *err);
 
 /* ---- start.c: from a snapshot to a guest that has acknowledged ---- */
 
@@ -310,6 +329,9 @@ void watch_wake(struct manager *manager);
 int64_t boottime_ns(void);
 
 /* ---- accelerator.c ---- */
+
+/* Whether KVM runs guests here; a snapshot's kernel serves for the probe, if there has been none. */
+bool accelerator_kvm_works(struct manager *manager, const char *snapshot_id);
 
 /* KVM where a probe has shown that it runs a guest, else TCG; the verdict is kept in the data directory. */
 int accelerator_choose(struct manager *manager, const char *kernel, const char *initrd, enum vmm_accelerator *ret,

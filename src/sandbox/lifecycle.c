@@ -5,7 +5,9 @@
 
 #include "base/encode.h"
 #include "base/io.h"
+#include "sandbox/compatibility.h"
 #include "sandbox/internal.h"
+#include "vmm/cpu_model.h"
 
 #define ACCESS_TOKEN_BYTES 20
 
@@ -149,17 +151,27 @@ static int describe(const struct sandbox_spec *spec, const struct origin *origin
     return r;
 }
 
-/* Refuses what could not be loaded, before any process is started. */
-static int check_compatible(const struct snapshot_manifest *manifest, enum vmm_accelerator *ret, struct error *err)
+/*
+ * How the snapshot is started here. What could not be loaded is refused before any process is started; a boot
+ * depends on nothing but the disk, and takes what is best here.
+ */
+static int choose_accelerator(struct manager *manager, const struct snapshot_manifest *manifest, bool boot,
+                              enum vmm_accelerator *ret, struct error *err)
 {
-    if (manifest->machine_revision != VMM_MACHINE_REVISION) {
-        error_set(err, EBUSY, "snapshot %s was taken on machine revision %u; this is revision %d", manifest->id,
-                  manifest->machine_revision, VMM_MACHINE_REVISION);
-        error_reason(err, "snapshot_incompatible");
-        return -EBUSY;
-    }
-    int r = vmm_accelerator_parse(manifest->accelerator, ret);
-    return r < 0 ? error_set(err, EBADMSG, "snapshot %s names an unknown accelerator", manifest->id) : 0;
+    enum vmm_accelerator recorded = VMM_ACCELERATOR_TCG;
+    (void)vmm_accelerator_parse(manifest->accelerator, &recorded); /* unknown: found below */
+    /* KVM is looked at only where it matters: to find out may mean to boot a guest. */
+    bool kvm = (boot || recorded == VMM_ACCELERATOR_KVM) && accelerator_kvm_works(manager, manifest->id);
+    *ret = boot ? (kvm ? VMM_ACCELERATOR_KVM : VMM_ACCELERATOR_TCG) : recorded;
+    if (boot)
+        return 0;
+    CLEANUP_FREE char *version = NULL;
+    int r = vmm_version(recorded, &version, err);
+    if (r < 0)
+        return r;
+    const struct compatibility_host host = {
+        .vmm = version, .machine_revision = VMM_MACHINE_REVISION, .kvm = kvm, .cpu_fits = cpu_model_fits_host};
+    return compatibility_check(manifest, &host, err);
 }
 
 int manager_create(struct manager *manager, const struct sandbox_spec *spec, struct sandbox_info *ret,
@@ -173,13 +185,15 @@ int manager_create(struct manager *manager, const struct sandbox_spec *spec, str
     if (r == 0)
         r = find_origin(manager, spec->template_name, &origin, err);
     if (r == 0)
-        r = check_compatible(&origin.snapshot.manifest, &request.accelerator, err);
-    if (r == 0)
         r = describe(spec, &origin, &info, err);
     struct sandbox *sandbox = NULL;
     request.boot =
         r == 0 && (snapshot_is_disk_only(&origin.snapshot) || info.cpus != origin.snapshot.manifest.cpus ||
                    (uint64_t)info.memory_mib << 20 != origin.snapshot.manifest.memory_bytes);
+    if (r == 0)
+        r = choose_accelerator(manager, &origin.snapshot.manifest, request.boot, &request.accelerator, err);
+    if (r == -EBUSY && origin.template_name[0] != '\0')
+        error_hint(err, "make the template again: dormouse template build %s", origin.template_name);
     if (r == 0)
         r = sandbox_add(manager, &info, &sandbox, err);
     if (r < 0)
@@ -335,10 +349,14 @@ static int resume(struct manager *manager, struct sandbox *sandbox, const struct
     if (r == 0)
         r = snapshot_refuse(sandbox->info.snapshot_id,
                             store_read(manager->store, sandbox->info.snapshot_id, &snapshot, err), err);
-    if (r == 0)
-        r = check_compatible(&snapshot.manifest, &request.accelerator, err);
     /* Memory that was kept is given up for a fresh boot only when asked for. */
     request.boot = options->reboot || (r == 0 && snapshot_is_disk_only(&snapshot));
+    if (r == 0) {
+        r = choose_accelerator(manager, &snapshot.manifest, request.boot, &request.accelerator, err);
+        if (r == -EBUSY)
+            error_hint(err, "boot it from its disk, its memory given up: dormouse resume --reboot %.12s",
+                       sandbox->info.id);
+    }
     if (r == 0)
         r = sandbox_set_state(manager, sandbox, SANDBOX_RESUMING, err);
     if (r < 0)

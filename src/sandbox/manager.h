@@ -333,6 +333,7 @@ struct snapshot_inspection {
     struct snapshot_info info;
     char *vmm;
     char *accelerator;
+    char *cpu_model;
     char *kernel;
     unsigned machine_revision;
     uint64_t manifest_bytes;

@@ -54,6 +54,7 @@ void sandbox_free(struct sandbox *sandbox)
     sandbox_info_done(&sandbox->info);
     free(sandbox->vm_directory);
     free(sandbox->pending_snapshot);
+    machine_done(&sandbox->machine);
     imaged_files_done(&sandbox->files);
     page_digests_free(sandbox->digests);
     free(sandbox->digests_snapshot);
@@ -233,9 +234,10 @@ int sandbox_record(struct manager *manager, struct sandbox *sandbox, struct erro
         (int)sandbox->fresh_memory, "auto_resume", (int)info->auto_resume, "durable", (int)info->durable);
     char boot_id[BOOT_ID_LENGTH + 1];
     read_boot_id(boot_id);
-    json_t *deadline = json_pack("{s:I, s:s}", "deadline_ns", (json_int_t)sandbox->deadline_ns, "boot_id", boot_id);
-    bool complete = document != NULL && json_object_update(document, deadline) == 0;
-    json_decref(deadline);
+    json_t *more = json_pack("{s:I, s:s, s:o*}", "deadline_ns", (json_int_t)sandbox->deadline_ns, "boot_id",
+                             boot_id, "machine", machine_json(&sandbox->machine));
+    bool complete = document != NULL && json_object_update(document, more) == 0;
+    json_decref(more);
     if (!complete) {
         json_decref(document);
         return error_set(err, ENOMEM, "out of memory");
@@ -384,9 +386,13 @@ int sandbox_load(struct manager *manager, const char *id, const json_t *document
     sandbox->network_slot = numbers.slot;
     sandbox->timeout_s = numbers.timeout_s;
     sandbox->fresh_memory = json_is_true(json_object_get(document, "fresh_memory"));
-    if (pending != NULL && replace_text(&sandbox->pending_snapshot, pending, err) < 0) {
+    if (pending != NULL)
+        r = replace_text(&sandbox->pending_snapshot, pending, err);
+    if (r == 0)
+        r = machine_read(json_object_get(document, "machine"), &sandbox->machine, err);
+    if (r < 0) {
         sandbox_free(sandbox);
-        return -ENOMEM;
+        return error_wrap(err, -EUCLEAN, "the registry's record of sandbox %s", id);
     }
     set_recorded_deadline(sandbox, numbers.deadline_ns, json_string_value(json_object_get(document, "boot_id")));
     list_sandbox(manager, sandbox);

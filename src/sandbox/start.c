@@ -271,7 +271,8 @@ static int start(struct manager *manager, struct sandbox *sandbox, const struct 
 int sandbox_try_start(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
                       struct error *err)
 {
-    return start(manager, sandbox, request, err);
+    int r = machine_set(&sandbox->machine, request->accelerator, err);
+    return r == 0 ? start(manager, sandbox, request, err) : r;
 }
 
 /* A VMM whose memory or disk can't be read ends, or its guest doesn't come up: the image server knows why. */
@@ -287,7 +288,7 @@ static int explain_failure(struct manager *manager, const struct sandbox *sandbo
 int sandbox_start(struct manager *manager, struct sandbox *sandbox, const struct start_request *request,
                   struct error *err)
 {
-    int r = start(manager, sandbox, request, err);
+    int r = sandbox_try_start(manager, sandbox, request, err);
     if (r < 0) {
         r = explain_failure(manager, sandbox, request, r, err);
         sandbox_teardown(manager, sandbox);

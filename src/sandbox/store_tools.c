@@ -27,6 +27,7 @@ void snapshot_inspection_done(struct snapshot_inspection *inspection)
     snapshot_info_done(&inspection->info);
     free(inspection->vmm);
     free(inspection->accelerator);
+    free(inspection->cpu_model);
     free(inspection->kernel);
     free(inspection->sections);
     for (size_t i = 0; i < inspection->layer_count; i++) {
@@ -155,6 +156,7 @@ static int inspect(struct manager *manager, const char *id, struct snapshot_insp
         return r;
     inspection->vmm = TAKE_PTR(snapshot.manifest.vmm);
     inspection->accelerator = TAKE_PTR(snapshot.manifest.accelerator);
+    inspection->cpu_model = TAKE_PTR(snapshot.manifest.cpu_model);
     inspection->kernel = TAKE_PTR(snapshot.manifest.kernel);
     inspection->machine_revision = snapshot.manifest.machine_revision;
     inspection->memory = inspect_image(&snapshot.maps[IMAGE_MEMORY]);

@@ -19,6 +19,7 @@
 #include "image/capture.h"
 #include "sandbox/internal.h"
 #include "template/template.h"
+#include "vmm/cpu_model.h"
 
 #define TEMPLATE_MEMORY_DEFAULT_MIB 512
 
@@ -213,6 +214,7 @@ static int describe_seed(struct build *build, struct snapshot_manifest *manifest
         {&manifest->template_id, build->info.id},
         {&manifest->vmm, version},
         {&manifest->accelerator, vmm_accelerator_name(build->request.accelerator)},
+        {&manifest->cpu_model, CPU_MODEL},
         {&manifest->kernel, build->kernel.version},
         {&manifest->disk_consistency, "frozen"},
     };

@@ -17,6 +17,7 @@ void snapshot_manifest_done(struct snapshot_manifest *manifest)
     free(manifest->template_id);
     free(manifest->vmm);
     free(manifest->accelerator);
+    free(manifest->cpu_model);
     free(manifest->kernel);
     free(manifest->disk_consistency);
     *manifest = (struct snapshot_manifest){0};
@@ -24,13 +25,13 @@ void snapshot_manifest_done(struct snapshot_manifest *manifest)
 
 int description_encode(const struct snapshot_manifest *m, char **ret, size_t *ret_length, struct error *err)
 {
-    json_t *object = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I}", "id", m->id,
-                               "parent", m->parent_id, "sandbox", m->sandbox_id, "template", m->template_id, "vmm",
-                               m->vmm, "accelerator", m->accelerator, "kernel", m->kernel, "disk_consistency",
-                               m->disk_consistency != NULL ? m->disk_consistency : "", "machine_revision",
-                               (json_int_t)m->machine_revision, "cpus", (json_int_t)m->cpus, "memory_bytes",
-                               (json_int_t)m->memory_bytes, "disk_bytes", (json_int_t)m->disk_bytes, "created_ns",
-                               (json_int_t)m->created_ns);
+    json_t *object = json_pack(
+        "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I}", "id", m->id, "parent",
+        m->parent_id, "sandbox", m->sandbox_id, "template", m->template_id, "vmm", m->vmm, "accelerator",
+        m->accelerator, "cpu_model", m->cpu_model != NULL ? m->cpu_model : "", "kernel", m->kernel,
+        "disk_consistency", m->disk_consistency != NULL ? m->disk_consistency : "", "machine_revision",
+        (json_int_t)m->machine_revision, "cpus", (json_int_t)m->cpus, "memory_bytes", (json_int_t)m->memory_bytes,
+        "disk_bytes", (json_int_t)m->disk_bytes, "created_ns", (json_int_t)m->created_ns);
     if (object == NULL)
         return error_set(err, EINVAL, "the snapshot's description is incomplete or not UTF-8");
     CLEANUP_FREE char *text = json_dumps(object, JSON_INDENT(2));
@@ -63,6 +64,7 @@ static int read_texts(const json_t *object, struct snapshot_manifest *m, struct 
         {"template", &m->template_id},
         {"vmm", &m->vmm},
         {"accelerator", &m->accelerator},
+        {"cpu_model", &m->cpu_model},
         {"kernel", &m->kernel},
         {"disk_consistency", &m->disk_consistency},
     };

@@ -28,6 +28,7 @@ struct snapshot_manifest {
     char *template_id;
     char *vmm;              /* name and version, e.g. "qemu 7.2.22" */
     char *accelerator;      /* vmm_accelerator_name */
+    char *cpu_model;        /* as the VMM takes it */
     char *kernel;           /* version */
     char *disk_consistency; /* of a disk-only snapshot: "frozen", "synced"; else "" */
     unsigned machine_revision;

@@ -22,15 +22,18 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/io.h"
 #include "base/unix_socket.h"
 #include "control/control.h"
 #include "net/net.h"
+#include "vmm/cpu_model.h"
 #include "vmm/driver.h"
 #include "vmm/jail.h"
 #include "vmm/qmp.h"
@@ -54,18 +57,14 @@
 enum { FD_QMP = 3, FD_CONTROL = 4, FD_TAP = 5, FD_STATE = 6 };
 
 /*
- * A named baseline (about x86-64-v2) instead of the host's CPU, so that a snapshot moves between hosts. Without
- * arat Linux trusts no one-shot timer here, and an idle guest ticks 250 times a second.
- */
-#define CPU_MODEL "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes,+pclmulqdq,+rdrand,+fsgsbase,+smep,+arat"
-
-/*
  * tsc=reliable and nowatchdog: no periodic timers in an idle guest, and no false alarm after a long pause.
  * psi=0: a few hundred instructions less on each wake-up. mitigations=off under TCG only: no speculation there.
  */
 #define KERNEL_ARGUMENTS "console=ttyS0 quiet reboot=t panic=-1 tsc=reliable nowatchdog psi=0"
 
 #define ARGUMENTS_MAX 64
+
+#define VERSION_MAX 64
 
 /* Names inside QEMU. */
 #define MEMORY_ID "ram"
@@ -412,9 +411,8 @@ static int save_device_state(struct vmm *vmm, struct error *err)
     return qmp_execute(vmm->connection, "xen-save-devices-state", arguments, QMP_TIMEOUT_MS, NULL, err);
 }
 
-static int version(enum vmm_accelerator accelerator, char **ret, struct error *err)
+static int run_version(const char *path, char ret[static VERSION_MAX], struct error *err)
 {
-    const char *path = program(accelerator);
     CLEANUP_FREE char *command = NULL;
     if (asprintf(&command, "%s --version 2>/dev/null", path) < 0) {
         command = NULL;
@@ -423,7 +421,7 @@ static int version(enum vmm_accelerator accelerator, char **ret, struct error *e
     FILE *pipe = popen(command, "re");
     if (pipe == NULL)
         return error_errno(err, "cannot run %s", path);
-    char text[64] = "";
+    char text[VERSION_MAX] = "";
     int n = fscanf(pipe, "QEMU emulator version %63[0-9.]", text);
     pclose(pipe);
     if (n != 1) {
@@ -431,6 +429,43 @@ static int version(enum vmm_accelerator accelerator, char **ret, struct error *e
         error_hint(err, "apt-get install qemu-system-x86");
         return -ENOENT;
     }
+    memcpy(ret, text, sizeof(text));
+    return 0;
+}
+
+/* Every restore asks, and QEMU takes 15 ms to say it: what a program said holds until another takes its place. */
+static struct {
+    pthread_mutex_t lock;
+    struct stat programs[2]; /* by accelerator */
+    char versions[2][VERSION_MAX];
+} known = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static bool is_known(enum vmm_accelerator accelerator, const struct stat *now)
+{
+    const struct stat *then = &known.programs[accelerator];
+    return known.versions[accelerator][0] != '\0' && then->st_dev == now->st_dev && then->st_ino == now->st_ino &&
+           then->st_size == now->st_size && then->st_mtim.tv_sec == now->st_mtim.tv_sec &&
+           then->st_mtim.tv_nsec == now->st_mtim.tv_nsec;
+}
+
+static int version(enum vmm_accelerator accelerator, char **ret, struct error *err)
+{
+    const char *path = program(accelerator);
+    struct stat now = {0};
+    (void)stat(path, &now); /* when it isn't there, running it says so */
+    char text[VERSION_MAX];
+    pthread_mutex_lock(&known.lock);
+    bool again = is_known(accelerator, &now);
+    if (again)
+        memcpy(text, known.versions[accelerator], sizeof(text));
+    pthread_mutex_unlock(&known.lock);
+    int r = again ? 0 : run_version(path, text, err);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&known.lock);
+    known.programs[accelerator] = now;
+    memcpy(known.versions[accelerator], text, sizeof(text));
+    pthread_mutex_unlock(&known.lock);
     if (asprintf(ret, "qemu %s", text) < 0)
         return error_set(err, ENOMEM, "out of memory");
     return 0;

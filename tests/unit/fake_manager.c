@@ -531,6 +531,7 @@ void snapshot_inspection_done(struct snapshot_inspection *inspection)
     snapshot_info_done(&inspection->info);
     free(inspection->vmm);
     free(inspection->accelerator);
+    free(inspection->cpu_model);
     free(inspection->kernel);
     free(inspection->sections);
     for (size_t i = 0; i < inspection->layer_count; i++) {
@@ -551,6 +552,7 @@ int manager_snapshot_inspect(struct manager *manager, const char *id_or_prefix, 
     *ret = (struct snapshot_inspection){
         .vmm = copy("qemu 7.2"),
         .accelerator = copy("tcg"),
+        .cpu_model = copy("qemu64"),
         .kernel = copy("6.1"),
         .machine_revision = 1,
         .manifest_bytes = 512,

@@ -27,6 +27,7 @@ static struct snapshot make_snapshot(bool with_memory)
                                              .template_id = strdup("template-ü"),
                                              .vmm = strdup("qemu 7.2.22"),
                                              .accelerator = strdup("tcg"),
+                                             .cpu_model = strdup("qemu64,+ssse3"),
                                              .kernel = strdup("6.1.0-56"),
                                              .disk_consistency = strdup(with_memory ? "" : "frozen"),
                                              .machine_revision = 3,
@@ -67,6 +68,7 @@ static void assert_same_head(const struct snapshot *a, const struct snapshot *b)
     assert_string_equal(a->manifest.template_id, b->manifest.template_id);
     assert_string_equal(a->manifest.vmm, b->manifest.vmm);
     assert_string_equal(a->manifest.accelerator, b->manifest.accelerator);
+    assert_string_equal(a->manifest.cpu_model, b->manifest.cpu_model);
     assert_string_equal(a->manifest.kernel, b->manifest.kernel);
     assert_string_equal(a->manifest.disk_consistency, b->manifest.disk_consistency);
     assert_true(snapshot_is_disk_only(a) == snapshot_is_disk_only(b));
@@ -384,7 +386,7 @@ static void the_description_is_checked(void **state)
     (void)state;
 #define TEXTS                                                                                                      \
     "\"id\":\"a\",\"parent\":\"\",\"sandbox\":\"\",\"template\":\"\",\"vmm\":\"\",\"accelerator\":\"\","           \
-    "\"kernel\":\"\",\"disk_consistency\":\"\""
+    "\"cpu_model\":\"\",\"kernel\":\"\",\"disk_consistency\":\"\""
 #define NUMBERS "\"cpus\":1,\"memory_bytes\":4096,\"disk_bytes\":0,\"created_ns\":0"
     assert_int_equal(decode_description("{" TEXTS "," NUMBERS ",\"machine_revision\":1}"), 0);
     assert_int_equal(decode_description("{" TEXTS "," NUMBERS ",\"machine_revision\":1,\"new\":[]}"), 0);
