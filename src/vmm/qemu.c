@@ -176,7 +176,7 @@ static void add_devices(struct arguments *a, const struct vmm_config *config)
     add_pair(a, "-device", "virtserialport,chardev=control,name=" CONTROL_PORT_NAME);
     if (config->tap_fd < 0)
         return;
-    add_pair(a, "-device", "virtio-blk-device,drive=" DISK_ID);
+    add_pair(a, "-device", "virtio-blk-device,werror=report,rerror=report,drive=" DISK_ID);
     add(a, "-netdev");
     add(a, "tap,id=net,fd=%d,vhost=off", FD_TAP);
     add_pair(a, "-device", "virtio-net-device,netdev=net,guest_announce=off,mac=" NET_GUEST_MAC);
