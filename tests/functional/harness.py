@@ -335,7 +335,7 @@ class Daemon:
     def expect_filled(self):
         """Waits until as many VMMs and namespaces are ready as it keeps; no sandbox runs."""
         wanted = (self.vmm_ahead, self.network_ahead + self.vmm_ahead)
-        wait_until(lambda: (len(self.standbys()), len(self.slots())) == wanted, "what is kept ready")
+        wait_until(lambda: (len(self.standbys()), len(self.slots())) == wanted, "what is kept ready", 60)
 
     # ---- what it says is true ----
 
