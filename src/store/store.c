@@ -380,5 +380,6 @@ int store_link_disk_manifest(struct store *store, const char *id, const char *vm
     pthread_mutex_unlock(&store->lock);
     /* Renaming one link over another of the same file does nothing, and leaves both. */
     unlink(from);
-    return r;
+    /* What the overlay held is dropped next. */
+    return r == 0 ? store_sync(vm_directory, err) : r;
 }
