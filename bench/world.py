@@ -181,14 +181,14 @@ class World:
     def template_snapshot(self, name):
         return self.templates[name]["snapshot"]
 
-    def arguments(self, mebibytes):
-        return self.directory / f"arguments-{mebibytes}"
+    def arguments(self, template):
+        return self.directory / f"arguments-{template}"
 
-    def note_arguments(self, mebibytes):
+    def note_arguments(self, template):
         """Keeps the arguments of a VMM that restores such a guest from its start, for the references."""
         self.restart(vmm_ahead=0)
-        sandbox = self.create(mebibytes)
-        self.arguments(mebibytes).write_bytes(Path(f"/proc/{sandbox.info()['vmm_pid']}/cmdline").read_bytes())
+        sandbox = self.create_from(template)[0]
+        self.arguments(template).write_bytes(Path(f"/proc/{sandbox.info()['vmm_pid']}/cmdline").read_bytes())
         sandbox.kill()
         self.restart(vmm_ahead=VMM_AHEAD)
 
@@ -260,7 +260,7 @@ class World:
 
     def bare(self, info):
         """What bare QEMUs of a sandbox's kind are started from."""
-        return Bare(self, self.arguments(info["memory_mib"]))
+        return Bare(self, self.arguments(info["template"]))
 
 
 class Bare:
