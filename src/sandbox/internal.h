@@ -60,6 +60,7 @@ struct sandbox {
     int64_t wake_failed_ns;  /* CLOCK_MONOTONIC, when a request last failed to wake it; 0: never */
     bool expiring;           /* a worker is on its way */
     atomic_bool cancelled;   /* the capture under way is to be given up */
+    bool doomed;             /* to be killed: what is under way is given up; under manager->lock */
     bool unrecorded; /* a template being built: no list, no registry; a crash leaves nothing to go on with */
 };
 
@@ -137,7 +138,7 @@ int manager_spawn(struct manager *manager, void (*function)(struct manager *, vo
 int sandbox_acquire(struct manager *manager, const char *id_or_prefix, struct sandbox **ret, struct error *err);
 /*
  * As sandbox_acquire, but what is under way gives way: a resume cancels a pause that isn't committed yet, a kill
- * everything, by ending the VMM.
+ * everything, by ending the VMM; it gets -EALREADY when the sandbox has gone by that.
  */
 enum preemption { PREEMPT_PAUSE, PREEMPT_ALL };
 int sandbox_preempt(struct manager *manager, const char *id_or_prefix, enum preemption preemption,

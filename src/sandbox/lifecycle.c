@@ -447,6 +447,11 @@ int manager_kill(struct manager *manager, const char *id_or_prefix, struct error
 {
     struct sandbox *sandbox;
     int r = sandbox_preempt(manager, id_or_prefix, PREEMPT_ALL, &sandbox, err);
+    if (r == -EALREADY) {
+        if (err != NULL)
+            error_done(err);
+        return 0;
+    }
     if (r < 0)
         return r;
     r = sandbox_kill(manager, sandbox, err);

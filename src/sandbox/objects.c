@@ -109,14 +109,18 @@ static int acquire(struct manager *manager, const char *id_or_prefix, const enum
         sandbox->references++;
     if (r == 0 && preemption != NULL && (*preemption == PREEMPT_ALL || sandbox->info.state == SANDBOX_PAUSING))
         atomic_store(&sandbox->cancelled, true);
-    if (r == 0 && preemption != NULL && *preemption == PREEMPT_ALL)
+    if (r == 0 && preemption != NULL && *preemption == PREEMPT_ALL) {
+        sandbox->doomed = true;
         sandbox_end_vmm(sandbox);
+    }
     pthread_mutex_unlock(&manager->lock);
     if (r < 0)
         return r;
     pthread_mutex_lock(&sandbox->operation);
     if (sandbox->removed) {
         sandbox_release(manager, sandbox);
+        if (preemption != NULL && *preemption == PREEMPT_ALL)
+            return error_set(err, EALREADY, "sandbox %.64s has just gone", id_or_prefix);
         return error_set(err, ENOENT, "there is no sandbox %.64s any more", id_or_prefix);
     }
     *ret = sandbox;

@@ -171,10 +171,21 @@ static int64_t elapsed_us(const struct start_request *request)
     return (clock_monotonic_ns() - request->request_ns) / 1000;
 }
 
+static bool is_doomed(struct manager *manager, const struct sandbox *sandbox)
+{
+    pthread_mutex_lock(&manager->lock);
+    bool doomed = sandbox->doomed;
+    pthread_mutex_unlock(&manager->lock);
+    return doomed;
+}
+
 static int record_vmm(struct manager *manager, struct sandbox *sandbox, struct error *err)
 {
     sandbox->vmm_start_time = vmm_start_time(sandbox->vmm);
     set_vmm(manager, sandbox, vmm_pid(sandbox->vmm));
+    /* A kill that comes from now on ends this process. */
+    if (is_doomed(manager, sandbox))
+        return error_set(err, ECANCELED, "it was killed meanwhile");
     return sandbox_record(manager, sandbox, err);
 }
 
@@ -275,11 +286,19 @@ int sandbox_try_start(struct manager *manager, struct sandbox *sandbox, const st
     return r == 0 ? start(manager, sandbox, request, err) : r;
 }
 
-/* A VMM whose memory or disk can't be read ends, or its guest doesn't come up: the image server knows why. */
+/*
+ * A VMM that is to be killed ends, and whoever started it fails to talk to it. So does one whose memory or disk can't
+ * be read: the image server knows why.
+ */
 static int explain_failure(struct manager *manager, const struct sandbox *sandbox,
                            const struct start_request *request, int r, struct error *err)
 {
     CLEANUP_FREE char *reason = NULL;
+    if (is_doomed(manager, sandbox)) {
+        r = error_set(err, ECANCELED, "it was killed meanwhile");
+        error_reason(err, "killed");
+        return r;
+    }
     if (imaged_failure(manager->images, sandbox->info.id, &reason, NULL) <= 0)
         return r;
     return snapshot_refuse(request->snapshot_id, error_set(err, EBADMSG, "%s", reason), err);

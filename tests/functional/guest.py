@@ -1,5 +1,6 @@
 """Things that run in guests of the tiny template, and what they tell."""
 
+import os
 import re
 import time
 from collections import namedtuple
@@ -65,3 +66,8 @@ def clock_offset(sandbox, rounds=20):
                 best = (trip, seconds + fraction * unit - (before + after) / 2)
     assert best[0] < 0.1, f"the shortest of {rounds} round trips took {best[0]:.3f} s: nothing can be said"
     return best[1]
+
+
+def soak(few, many):
+    """How often: `few` in `make test`, `many` in `make soak`."""
+    return many if os.environ.get("DORMOUSE_SOAK") else few

@@ -335,7 +335,21 @@ class Daemon:
     def expect_filled(self):
         """Waits until as many VMMs and namespaces are ready as it keeps; no sandbox runs."""
         wanted = (self.vmm_ahead, self.network_ahead + self.vmm_ahead)
-        wait_until(lambda: (len(self.standbys()), len(self.slots())) == wanted, "what is kept ready", 60)
+        wait_until(
+            lambda: (len(self.standbys()), len(self.slots())) == wanted and not self.starts_vmm(),
+            "what is kept ready",
+            60,
+        )
+
+    def starts_vmm(self):
+        """Whether a VMM or a namespace is on its way: by what the daemon holds open meanwhile, or not yet."""
+        files = Path(f"/proc/{self.process.pid}/fd")
+        opened = []
+        for name in os.listdir(files):
+            with contextlib.suppress(FileNotFoundError):
+                opened.append(os.readlink(files / name))
+        namespaces = sum(path.startswith("/run/netns/") for path in opened)
+        return namespaces < len(self.slots()) or any(Path(path).name in ("tun", "vmm.log") for path in opened)
 
     # ---- what it says is true ----
 
