@@ -1,6 +1,7 @@
 # make          installs what is missing from Debian, builds build/dormoused, build/dormouse-imaged, build/dormouse, build/dormouse-agent
 # make demo     real sandboxes: pause, resume, fork
 # make test     all tests; ends with "N passed, N failed"
+# make soak     the tests that look for what happens rarely, with many more rounds: an hour or two
 # make bench    the figures behind the claims
 # make install  into PREFIX
 #
@@ -8,6 +9,8 @@
 
 PREFIX = /usr/local
 SOURCES = git ls-files -z '*.c' '*.h' | xargs -0 clang-format
+
+SOAK = $(addprefix tests/functional/test_, integrity.py storm.py model.py)
 
 all:
 	@scripts/install-packages build run
@@ -21,6 +24,10 @@ packages:
 test: all
 	@scripts/install-packages test
 	@scripts/test
+
+soak: all
+	@scripts/install-packages test
+	@DORMOUSE_SOAK=1 /usr/bin/python3 -m pytest -v --durations=0 $(SOAK)
 
 demo: all
 	@scripts/demo
@@ -45,4 +52,4 @@ tidy: all packages
 clean:
 	@rm -rf build build-asan build-tsan
 
-.PHONY: all packages test demo bench install format check-format tidy clean
+.PHONY: all packages test soak demo bench install format check-format tidy clean

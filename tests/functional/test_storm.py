@@ -179,7 +179,6 @@ class Storm:
         self.wanted = soak(6, 20)
         self.lock = threading.Lock()
         self.left = soak(50, 200)
-        self.killed = set()  # ids for which a kill was asked
         self.surprises = []
         self.deaths = 0
         first = daemon.run()
@@ -188,16 +187,9 @@ class Storm:
                  "md5sum /dev/shm/data /root/data > /root/sums; sync")  # fmt: skip
         self.counter = Counter(first)
         self.nonce = self.counter.read().nonce
-        self.origin = self.snapshot_of(first)
-        self.seen = {first.id}
-
-    def snapshot_of(self, sandbox):
-        """A template of it, so that whatever becomes of all sandboxes there can be more."""
-        snapshot = sandbox.pause()["snapshot"]
-        sandbox.resume()
-        self.keeper = self.daemon.run(template=snapshot)
-        self.keeper.pause()
-        return self.keeper.info()["snapshot"]
+        # A copy that nobody calls, so that whatever becomes of all others there can be more.
+        (self.keeper,) = first.fork()
+        self.origin = self.keeper.pause()["snapshot"]
 
     # Calls
 
@@ -223,16 +215,12 @@ class Storm:
         if len(sandboxes) < self.wanted // 2:
             return self.create()
         one = randomness.choice(sandboxes)
-        verbs = {"pause": 8, "resume": 8, "fork": 3, "reboot": 1, "kill": 1 if len(sandboxes) <= self.wanted else 12}
+        verbs = {"pause": 8, "resume": 8, "fork": 3, "kill": 1 if len(sandboxes) <= self.wanted else 12}
         verb = randomness.choices(list(verbs), verbs.values())[0]
         if verb == "kill":
-            with self.lock:
-                self.killed.add(one)
             return self.call("DELETE", native(one))
         if verb == "fork" and len(sandboxes) < self.wanted:
             return self.call("POST", native(one, "/fork"), {"count": 2, "timeout_s": 0})
-        if verb == "reboot":  # only of what is disk-only afterwards: memory must stay where it is
-            return self.call("GET", native(one))
         return self.call("POST", native(one, "/pause" if verb == "pause" else "/resume"), {})
 
     def work(self, seed):
@@ -264,8 +252,6 @@ class Storm:
         while any(thread.is_alive() for thread in threads):
             time.sleep(self.randomness.uniform(0, 0.8))
             self.deaths += self.strike()
-            for info in self.listed():
-                self.seen.add(info["id"])
         for thread in threads:
             thread.join()
 
