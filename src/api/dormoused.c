@@ -1,12 +1,11 @@
 /*
- * dormoused: the daemon's main: options, sockets, manager, server, signals.
+ * dormoused: the daemon's main: sockets, manager, server, signals.
  *
  * The sockets come first, so that a second daemon by mistake fails before it touches the data directory. Signals
  * are caught by handlers that write to an eventfd, not blocked or ignored: blocked and ignored signals would be
  * inherited by every VMM and tool that is started, handlers are not.
  */
 #include <errno.h>
-#include <getopt.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
@@ -24,39 +23,9 @@
 #include "api/listen.h"
 #include "api/log.h"
 #include "api/notify.h"
+#include "api/options.h"
 
-#define DEFAULT_DATA          "/var/lib/dormouse"
-#define DEFAULT_SOCKET        "/run/dormouse.sock"
-#define DEFAULT_LISTEN        "127.0.0.1:7878"
-#define DEFAULT_NETWORK_AHEAD 8
-#define DEFAULT_VMM_AHEAD     4
-#define AHEAD_MAX             1024
-#define STOP_SECONDS          20
-
-#define TEXT_OF(macro)         TEXT_OF_EXPANDED(macro)
-#define TEXT_OF_EXPANDED(text) #text
-
-struct options {
-    const char *data;
-    const char *socket;
-    const char *listen;
-    unsigned network_ahead;
-    unsigned vmm_ahead;
-};
-
-static const char usage[] =
-    "Usage: dormoused [OPTION]...\n"
-    "Runs microVM sandboxes and serves their API, in the foreground, until SIGTERM or SIGINT.\n"
-    "Sandboxes go on running when it stops and are found again when it starts.\n"
-    "\n"
-    "  --data DIR             where everything is kept (" DEFAULT_DATA ")\n"
-    "  --socket PATH          unix socket for the dormouse command (" DEFAULT_SOCKET ")\n"
-    "  --listen ADDRESS:PORT  loopback address for E2B clients (" DEFAULT_LISTEN "); port 0 takes a free one\n"
-    "  --network-ahead N      network namespaces kept ready (" TEXT_OF(
-        DEFAULT_NETWORK_AHEAD) ")\n"
-                               "  --vmm-ahead N          VMM processes kept ready, about 11 MiB each (" TEXT_OF(
-                                   DEFAULT_VMM_AHEAD) ")\n"
-                                                      "  --help, --version\n";
+#define STOP_SECONDS 20
 
 static int stop_fd = -1;
 
@@ -126,7 +95,7 @@ static void wait_for_stop(void)
 }
 
 /* Serves until a signal; takes the sockets over. */
-static int serve(const struct options *options, struct api *api, const int sockets[2], struct error *err)
+static int serve(const struct daemon_options *options, struct api *api, const int sockets[2], struct error *err)
 {
     struct http_handlers handlers = api_handlers(api);
     struct http_server *server;
@@ -155,7 +124,7 @@ static int name_endpoints(struct api *api, const char *address, uint16_t port, s
     return 0;
 }
 
-static int open_sockets(const struct options *options, int sockets[2], uint16_t *ret_port, struct error *err)
+static int open_sockets(const struct daemon_options *options, int sockets[2], uint16_t *ret_port, struct error *err)
 {
     CLEANUP_CLOSE int tcp = listen_tcp(options->listen, ret_port, err);
     if (tcp < 0)
@@ -168,7 +137,7 @@ static int open_sockets(const struct options *options, int sockets[2], uint16_t 
     return 0;
 }
 
-static int run(const struct options *options, struct error *err)
+static int run(const struct daemon_options *options, struct error *err)
 {
     if (geteuid() != 0) {
         error_set(err, EPERM, "must run as root");
@@ -188,8 +157,13 @@ static int run(const struct options *options, struct error *err)
     struct api api = {0};
     struct manager_options manager_options = {
         .data_directory = options->data,
-        .network_ahead = options->network_ahead,
-        .vmm_ahead = options->vmm_ahead,
+        .network_ahead = (unsigned)options->network_ahead,
+        .vmm_ahead = (unsigned)options->vmm_ahead,
+        .sandboxes_max = (unsigned)options->sandboxes_max,
+        .starts_max = (unsigned)options->starts_max,
+        .memory_limit_bytes = (uint64_t)options->memory_limit_mib << 20,
+        .memory_overcommit_percent = (unsigned)options->memory_overcommit,
+        .disk_limit_bytes = (uint64_t)options->disk_limit_mib << 20,
         .log = log_line,
     };
     r = name_endpoints(&api, options->listen, port, err);
@@ -208,92 +182,16 @@ static int run(const struct options *options, struct error *err)
     return r;
 }
 
-static bool parse_ahead(const char *option, const char *text, unsigned *ret)
+int main(int argc, char **argv)
 {
-    char *end;
-    unsigned long value = strtoul(text, &end, 10);
-    if (text[0] < '0' || text[0] > '9' || *end != '\0' || value > AHEAD_MAX) {
-        fprintf(stderr, "dormoused: %s must be a number from 0 to %d\n", option, AHEAD_MAX);
-        return false;
-    }
-    *ret = (unsigned)value;
-    return true;
-}
-
-/* Returns -1 to go on, or the exit status. */
-static int parse_options(int argc, char **argv, struct options *options)
-{
-    enum {
-        OPTION_DATA = 1,
-        OPTION_SOCKET,
-        OPTION_LISTEN,
-        OPTION_NETWORKS,
-        OPTION_VMMS,
-        OPTION_HELP,
-        OPTION_VERSION
-    };
-    static const struct option known[] = {
-        {"data", required_argument, NULL, OPTION_DATA},
-        {"socket", required_argument, NULL, OPTION_SOCKET},
-        {"listen", required_argument, NULL, OPTION_LISTEN},
-        {"network-ahead", required_argument, NULL, OPTION_NETWORKS},
-        {"vmm-ahead", required_argument, NULL, OPTION_VMMS},
-        {"help", no_argument, NULL, OPTION_HELP},
-        {"version", no_argument, NULL, OPTION_VERSION},
-        {0},
-    };
-    int option;
-    while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
-        switch (option) {
-        case OPTION_DATA:
-            options->data = optarg;
-            break;
-        case OPTION_SOCKET:
-            options->socket = optarg;
-            break;
-        case OPTION_LISTEN:
-            options->listen = optarg;
-            break;
-        case OPTION_NETWORKS:
-            if (!parse_ahead("--network-ahead", optarg, &options->network_ahead))
-                return 2;
-            break;
-        case OPTION_VMMS:
-            if (!parse_ahead("--vmm-ahead", optarg, &options->vmm_ahead))
-                return 2;
-            break;
-        case OPTION_HELP:
-            fputs(usage, stdout);
-            return 0;
-        case OPTION_VERSION:
-            puts("dormoused " DORMOUSE_VERSION);
-            return 0;
-        default:
-            fputs("Try dormoused --help.\n", stderr);
-            return 2;
-        }
-    }
     CLEANUP_ERROR struct error err = ERROR_INIT;
-    if (listen_check(options->listen, &err) < 0) {
+    struct daemon_options options;
+    int r = daemon_options_parse(argc, argv, &options, &err);
+    if (r < 0) {
         print_error(&err);
         return 2;
     }
-    if (optind < argc) {
-        fprintf(stderr, "dormoused: unexpected argument \"%s\"\nTry dormoused --help.\n", argv[optind]);
-        return 2;
-    }
-    return -1;
-}
-
-int main(int argc, char **argv)
-{
-    struct options options = {DEFAULT_DATA, DEFAULT_SOCKET, DEFAULT_LISTEN, DEFAULT_NETWORK_AHEAD,
-                              DEFAULT_VMM_AHEAD};
-    int status = parse_options(argc, argv, &options);
-    if (status >= 0)
-        return status;
-    CLEANUP_ERROR struct error err = ERROR_INIT;
-    if (run(&options, &err) == 0)
+    if (r == 0 || run(&options, &err) == 0)
         return 0;
     print_error(&err);
     return 1;

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/number.h"
 #include "base/strbuf.h"
 #include "cli/parse.h"
 
@@ -34,7 +35,7 @@ int option_text(void *text_target, const char *value, struct error *err)
 
 int option_size_mib(void *uint32_target, const char *value, struct error *err)
 {
-    return parse_size_mib(value, uint32_target, err);
+    return number_parse_mib(value, uint32_target, err);
 }
 
 int option_duration(void *int64_target, const char *value, struct error *err)
@@ -58,7 +59,7 @@ int option_count(void *count_target, const char *value, struct error *err)
 {
     struct option_count *target = count_target;
     uint64_t number;
-    int r = parse_count(value, target->minimum, target->maximum, &number, err);
+    int r = number_parse(value, target->minimum, target->maximum, &number, err);
     if (r == 0)
         target->value = (unsigned)number;
     return r;

@@ -1,5 +1,6 @@
 /*
- * parse.h: the values people type: sizes, durations, counts, ids, KEY=VALUE pairs, ID:PATH.
+ * parse.h: the values people type, besides numbers and sizes (base/number.h): durations, ids, KEY=VALUE pairs,
+ * ID:PATH.
  *
  * Each parser takes the whole text or fails with -EINVAL and a message that quotes it; outputs are touched only on
  * success. Pure; any thread.
@@ -10,12 +11,6 @@
 #include <stdint.h>
 
 #include "base/error.h"
-
-/* Decimal digits only, within minimum … maximum. */
-int parse_count(const char *text, uint64_t minimum, uint64_t maximum, uint64_t *ret, struct error *err);
-
-/* "512", "512M", "2G", "1T", also with "iB" or "B" behind; a bare number is MiB. Result in MiB, at least 1. */
-int parse_size_mib(const char *text, uint32_t *ret_mib, struct error *err);
 
 /* "90", "90s", "5m", "1h30m", "2d"; "0" is allowed and means what the option says. At most 31 days. */
 int parse_duration(const char *text, int64_t *ret_seconds, struct error *err);

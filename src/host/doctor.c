@@ -5,7 +5,6 @@
 #include <limits.h>
 #include <linux/fs.h>
 #include <linux/kvm.h>
-#include <linux/magic.h>
 #include <linux/userfaultfd.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -17,14 +16,15 @@
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/io.h"
 #include "base/process.h"
+#include "host/memory.h"
 #include "image/pages.h"
 #include "net/firewall.h"
 #include "net/namespace.h"
+#include "vmm/cgroup.h"
 #include "vmm/vmm.h"
 
 #define GIB                      ((uint64_t)1 << 30)
@@ -334,12 +334,17 @@ static void check_fuse(const struct doctor *doctor, struct finding *finding)
 static void check_cgroup(const struct doctor *doctor, struct finding *finding)
 {
     (void)doctor;
-    struct statfs status;
-    if (statfs("/sys/fs/cgroup", &status) == 0 && status.f_type == CGROUP2_SUPER_MAGIC) {
-        find(finding, DOCTOR_OK, "version 2");
+    const char *hierarchy = cgroup_hierarchy();
+    CLEANUP_FREE char *lacking = hierarchy != NULL ? cgroup_lacking(hierarchy) : NULL;
+    if (lacking != NULL && lacking[0] == '\0') {
+        find(finding, DOCTOR_OK, "version 2 at %s bounds memory, processes and CPU of each VMM", hierarchy);
         return;
     }
-    find(finding, DOCTOR_WARN, "no unified hierarchy (version 2) at /sys/fs/cgroup; this version does without it");
+    if (hierarchy == NULL)
+        find(finding, DOCTOR_WARN, "no hierarchy of version 2 is mounted: VMMs run without bounds");
+    else
+        find(finding, DOCTOR_WARN, "version 2 at %s lacks %s: VMMs run without these bounds", hierarchy,
+             lacking != NULL ? lacking : "controllers");
     advise(finding, "echo 'GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX systemd.unified_cgroup_hierarchy=1\"' "
                     ">/etc/default/grub.d/cgroup.cfg && update-grub && reboot");
 }
@@ -396,17 +401,14 @@ static void check_disk(const struct doctor *doctor, struct finding *finding)
 static void check_memory(const struct doctor *doctor, struct finding *finding)
 {
     (void)doctor;
-    CLEANUP_FREE char *text = NULL;
-    unsigned long long available_kib = 0;
-    int r = io_read_file("/proc/meminfo", 65536, &text, NULL);
-    const char *line = r < 0 ? NULL : strstr(text, "MemAvailable:");
-    if (line == NULL || sscanf(line, "MemAvailable: %llu kB", &available_kib) != 1) {
+    uint64_t available;
+    if (host_memory_available(&available) < 0) {
         find(finding, DOCTOR_WARN, "cannot tell from /proc/meminfo");
         advise(finding, "mount -t proc proc /proc");
         return;
     }
-    enum doctor_status verdict = judge_room(available_kib << 10, MEMORY_NEEDED, MEMORY_ADVISED);
-    find(finding, verdict, "%llu MiB available", available_kib >> 10);
+    enum doctor_status verdict = judge_room(available, MEMORY_NEEDED, MEMORY_ADVISED);
+    find(finding, verdict, "%llu MiB available", (unsigned long long)(available >> 20));
     if (verdict != DOCTOR_OK)
         advise(finding, "ps aux --sort=-rss | head    (end what uses memory)");
 }

@@ -60,6 +60,9 @@ struct overlay {
     _Atomic uint64_t *dirty; /* a bit for each page of the map that differs from the active generation's map file */
     _Atomic uint64_t changes; /* writes so far */
 
+    _Atomic uint64_t limit; /* bytes; 0: none */
+    _Atomic int64_t room;   /* what may surely be written before it has to be looked at again */
+
     pthread_mutex_t flushing;
     uint64_t flushed; /* `changes` that are durable */
     int failed;       /* of the first sync that failed */
@@ -319,6 +322,38 @@ static void mark(struct overlay *overlay, int slot, uint64_t block, uint64_t cou
     atomic_fetch_add(&overlay->changes, 1);
 }
 
+static uint64_t used_bytes(struct overlay *overlay)
+{
+    uint64_t total = 0;
+    pthread_mutex_lock(&overlay->beginning);
+    for (unsigned slot = 0; slot < OVERLAY_GENERATIONS_MAX; slot++) {
+        if (overlay->generations[slot] != NULL)
+            total += generation_used_bytes(overlay->generations[slot]);
+    }
+    pthread_mutex_unlock(&overlay->beginning);
+    return total;
+}
+
+/*
+ * Takes the space for what is to be written, if there is a limit. What is written is only counted against the room
+ * found at the last look, whether or not it takes space; when that is used up, the files tell what is left.
+ */
+static int take_room(struct overlay *overlay, int slot, uint64_t block, uint64_t count)
+{
+    uint64_t limit = atomic_load(&overlay->limit);
+    if (limit == 0)
+        return 0;
+    uint64_t missing = 0;
+    for (uint64_t i = block; i < block + count; i++)
+        missing += overlay_map_get(&overlay->map, i) != overlay_entry((unsigned)slot, OVERLAY_DATA);
+    int64_t bytes = (int64_t)(missing * OVERLAY_BLOCK_BYTES);
+    if (bytes == 0 || atomic_fetch_sub(&overlay->room, bytes) >= bytes)
+        return 0;
+    int64_t room = (int64_t)(limit - MIN(limit, used_bytes(overlay)));
+    atomic_store(&overlay->room, room - MIN(room, bytes));
+    return room >= bytes ? 0 : -ENOSPC;
+}
+
 /* Bytes of one block; `from` NULL: zeros. */
 static int write_part(struct overlay *overlay, int slot, uint64_t offset, size_t length, const uint8_t *from)
 {
@@ -327,7 +362,9 @@ static int write_part(struct overlay *overlay, int slot, uint64_t offset, size_t
     uint8_t *at = bytes + offset % OVERLAY_BLOCK_BYTES;
     pthread_rwlock_t *stripe = &overlay->stripes[block / STRIPE_BLOCKS % STRIPES];
     pthread_rwlock_wrlock(stripe);
-    int r = read_blocks(overlay, block, 1, bytes);
+    int r = take_room(overlay, slot, block, 1);
+    if (r == 0)
+        r = read_blocks(overlay, block, 1, bytes);
     if (r == 0) {
         if (from != NULL)
             memcpy(at, from, length);
@@ -345,7 +382,9 @@ static int write_blocks(struct overlay *overlay, int slot, uint64_t block, uint6
 {
     uint32_t stripes = stripes_of(block, count);
     share_stripes(overlay, stripes);
-    int r = generation_write(overlay->generations[slot], block * OVERLAY_BLOCK_BYTES, count * OVERLAY_BLOCK_BYTES,
+    int r = take_room(overlay, slot, block, count);
+    if (r == 0)
+        r = generation_write(overlay->generations[slot], block * OVERLAY_BLOCK_BYTES, count * OVERLAY_BLOCK_BYTES,
                              from);
     if (r == 0)
         mark(overlay, slot, block, count, OVERLAY_DATA);
@@ -640,14 +679,14 @@ int overlay_rebase(struct overlay *overlay, uint64_t generation, overlay_base_re
 
 uint64_t overlay_used_bytes(struct overlay *overlay)
 {
-    uint64_t total = 0;
     pthread_rwlock_rdlock(&overlay->lock);
-    pthread_mutex_lock(&overlay->beginning);
-    for (unsigned slot = 0; slot < OVERLAY_GENERATIONS_MAX; slot++) {
-        if (overlay->generations[slot] != NULL)
-            total += generation_used_bytes(overlay->generations[slot]);
-    }
-    pthread_mutex_unlock(&overlay->beginning);
+    uint64_t total = used_bytes(overlay);
     pthread_rwlock_unlock(&overlay->lock);
     return total;
+}
+
+void overlay_set_limit(struct overlay *overlay, uint64_t bytes)
+{
+    atomic_store(&overlay->limit, bytes);
+    atomic_store(&overlay->room, 0);
 }

@@ -52,6 +52,13 @@ int overlay_open(const char *directory, uint64_t disk_bytes, overlay_base_read b
 /* Doesn't flush. */
 void overlay_close(struct overlay *overlay);
 
+/*
+ * From now on writes that would make all generations together occupy more than so many bytes of disk fail with
+ * -ENOSPC; of writes at the same time some may go a little beyond. Blocks that the newest generation holds can
+ * always be written again, and any block zeroed. 0: no limit.
+ */
+void overlay_set_limit(struct overlay *overlay, uint64_t bytes);
+
 int overlay_read(struct overlay *overlay, uint64_t offset, size_t length, void *to);
 /* Any offset and length; part of a block is completed from below. */
 int overlay_write(struct overlay *overlay, uint64_t offset, size_t length, const void *from);

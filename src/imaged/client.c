@@ -321,9 +321,10 @@ int imaged_attach(struct imaged *imaged, const struct imaged_attach *attach, str
 {
     json_t *reply;
     int r = call(imaged,
-                 json_pack("{s:s, s:s, s:s, s:I, s:I, s:I}", "op", "attach", "vm", attach->vm, "directory",
+                 json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I}", "op", "attach", "vm", attach->vm, "directory",
                            attach->vm_directory, "uid", (json_int_t)attach->uid, "gid", (json_int_t)attach->gid,
-                           "empty_memory", (json_int_t)attach->empty_memory),
+                           "empty_memory", (json_int_t)attach->empty_memory, "disk_limit",
+                           (json_int_t)attach->disk_limit),
                  &reply, err);
     if (r < 0)
         return r;

@@ -55,6 +55,7 @@ struct imaged_attach {
     uid_t uid;                /* who may open the overlay */
     gid_t gid;                /* who may open the memory image */
     uint64_t empty_memory;    /* bytes: for booting; an image of zeros instead of the snapshot's */
+    uint64_t disk_limit;      /* bytes that the overlay may occupy on the host's disk; 0: any number */
 };
 
 /* Paths of the files for the VMM; freed by imaged_files_done. */

@@ -42,11 +42,13 @@ static int do_attach(struct control *control, const char *vm, const json_t *requ
     int64_t uid;
     int64_t gid;
     int64_t empty_memory;
+    int64_t disk_limit;
     int r;
     if ((r = read_required(request, "directory", &directory, err)) < 0 ||
         (r = json_read_integer(request, "uid", 0, UINT32_MAX - 1, 0, &uid, err)) < 0 ||
         (r = json_read_integer(request, "gid", 0, UINT32_MAX - 1, 0, &gid, err)) < 0 ||
-        (r = json_read_integer(request, "empty_memory", 0, INT64_MAX, 0, &empty_memory, err)) < 0)
+        (r = json_read_integer(request, "empty_memory", 0, INT64_MAX, 0, &empty_memory, err)) < 0 ||
+        (r = json_read_integer(request, "disk_limit", 0, INT64_MAX, 0, &disk_limit, err)) < 0)
         return r;
     struct server_attach attach = {
         .vm = vm,
@@ -54,6 +56,7 @@ static int do_attach(struct control *control, const char *vm, const json_t *requ
         .uid = (uid_t)uid,
         .gid = (gid_t)gid,
         .empty_memory = (uint64_t)empty_memory,
+        .disk_limit = (uint64_t)disk_limit,
     };
     return server_attach(control->server, &attach, reply, err);
 }

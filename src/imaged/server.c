@@ -257,6 +257,7 @@ static int attach_disk(struct server *server, const struct server_attach *attach
     int r = overlay_open(attach->directory, bytes, read_base, base, &overlay, err);
     if (r < 0)
         return r;
+    overlay_set_limit(overlay, attach->disk_limit);
     return disk_add(server->overlays, attach->vm, bytes, attach->uid, overlay, ret, err);
 }
 

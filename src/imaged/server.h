@@ -25,6 +25,7 @@ struct server_attach {
     uid_t uid;
     gid_t gid;
     uint64_t empty_memory;
+    uint64_t disk_limit;
 };
 
 /* Adds members `memory`, `disk` and `disk_parent` to the reply. */

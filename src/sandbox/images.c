@@ -25,6 +25,7 @@ int sandbox_attach_images(struct manager *manager, struct sandbox *sandbox, stru
         .vm_directory = sandbox->vm_directory,
         .uid = VMM_USER_ID_FIRST + (uid_t)sandbox->network_slot,
         .gid = VMM_GROUP_ID,
+        .disk_limit = manager->options.disk_limit_bytes,
         .empty_memory = sandbox->fresh_memory ? (uint64_t)sandbox->info.memory_mib << 20 : 0,
     };
     struct imaged_files files = {0};

@@ -19,10 +19,12 @@
 #include "image/page_digests.h"
 #include "imaged/client.h"
 #include "net/net.h"
+#include "sandbox/admission.h"
 #include "sandbox/manager.h"
 #include "sandbox/registry.h"
 #include "sandbox/standby.h"
 #include "store/store.h"
+#include "vmm/cgroup.h"
 #include "vmm/vmm.h"
 
 #define SANDBOX_ID_LENGTH 20
@@ -53,6 +55,8 @@ struct sandbox {
     struct page_digests *digests; /* of its memory as the snapshot `digests_snapshot` has it; NULL: unknown */
     char *digests_snapshot;
     struct network *network;
+    uint64_t promised_bytes; /* of the host's memory, while there is a VMM; 0: none */
+    char *cgroup;            /* its directory; NULL: none */
     uint64_t vmm_start_time; /* of info.vmm_pid */
     int64_t network_slot;    /* -1: none; as recorded */
     int64_t deadline_ns;     /* CLOCK_BOOTTIME; 0: none */
@@ -98,6 +102,8 @@ struct manager {
     atomic_int kvm;        /* whether it runs guests: 0 not known yet, 1 yes, -1 no */
     struct network_pool *networks;
     struct standby_pool *standbys;
+    struct admission *admission;
+    struct cgroups *cgroups; /* NULL: there are none on this host */
     pthread_mutex_t lock;
     struct sandbox *sandboxes;
     struct template *templates;
@@ -197,6 +203,22 @@ int machine_set(struct machine *machine, enum vmm_accelerator accelerator, struc
 /* NULL when none was started yet, which machine_read takes, too. */
 json_t *machine_json(const struct machine *machine);
 int machine_read(const json_t *object, struct machine *ret, struct error *err);
+
+/* ---- limits.c ---- */
+
+int limits_open(struct manager *manager, struct error *err);
+void limits_close(struct manager *manager);
+/* Before a VMM is started: its memory is promised, its turn waited for, its control group made. */
+int limits_enter(struct manager *manager, struct sandbox *sandbox, enum vmm_accelerator accelerator,
+                 struct error *err);
+/* When the start is over, however it ended. */
+void limits_started(struct manager *manager);
+/* For a VMM that is taken over. */
+void limits_adopt(struct manager *manager, struct sandbox *sandbox);
+/* When the VMM has ended, or was never started. */
+void limits_leave(struct manager *manager, struct sandbox *sandbox);
+/* Whether its VMM was killed because it had used all of its memory. */
+bool limits_exceeded(const struct manager *manager, const struct sandbox *sandbox);
 
 /* ---- start.c: from a snapshot to a guest that has acknowledged ---- */
 

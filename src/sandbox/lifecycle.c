@@ -357,6 +357,7 @@ static int resume(struct manager *manager, struct sandbox *sandbox, const struct
             error_hint(err, "boot it from its disk, its memory given up: dormouse resume --reboot %.12s",
                        sandbox->info.id);
     }
+    atomic_store(&sandbox->cancelled, false); /* before anybody can see that there is something to cancel */
     if (r == 0)
         r = sandbox_set_state(manager, sandbox, SANDBOX_RESUMING, err);
     if (r < 0)

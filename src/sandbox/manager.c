@@ -236,6 +236,8 @@ static int open_manager(struct manager *manager, struct error *err)
     if (r == 0)
         r = open_parts(manager, err);
     if (r == 0)
+        r = limits_open(manager, err);
+    if (r == 0)
         r = watch_open(manager, err);
     if (r == 0)
         r = manager_recover(manager, err);
@@ -312,6 +314,7 @@ void manager_close(struct manager *manager)
     standby_pool_close(manager->standbys);
     if (manager->networks != NULL)
         network_pool_close(manager->networks);
+    limits_close(manager);
     store_close(manager->store);
     registry_close(manager->registry);
     cleanup_close(&manager->epoll_fd);

@@ -48,9 +48,14 @@
 struct manager;
 
 struct manager_options {
-    const char *data_directory;                   /* created if absent, mode 0700 */
-    unsigned network_ahead;                       /* namespaces kept ready */
-    unsigned vmm_ahead;                           /* VMMs kept ready, each with another namespace */
+    const char *data_directory;         /* created if absent, mode 0700 */
+    unsigned network_ahead;             /* namespaces kept ready */
+    unsigned vmm_ahead;                 /* VMMs kept ready, each with another namespace */
+    unsigned sandboxes_max;             /* that run at once; 0: any number */
+    unsigned starts_max;                /* under way at once; 0: any number */
+    uint64_t memory_limit_bytes;        /* for all guests; 0: what the host has available */
+    unsigned memory_overcommit_percent; /* how much of it may be promised; at least 100 */
+    uint64_t disk_limit_bytes;          /* what a guest may write to its disk until its next snapshot; 0: any */
     void (*log)(void *context, const char *line); /* what happened in the background; any thread */
     void *log_context;
 };

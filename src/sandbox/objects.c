@@ -55,6 +55,7 @@ void sandbox_free(struct sandbox *sandbox)
     free(sandbox->vm_directory);
     free(sandbox->pending_snapshot);
     machine_done(&sandbox->machine);
+    free(sandbox->cgroup);
     imaged_files_done(&sandbox->files);
     page_digests_free(sandbox->digests);
     free(sandbox->digests_snapshot);
@@ -116,6 +117,8 @@ static int acquire(struct manager *manager, const char *id_or_prefix, const enum
     pthread_mutex_unlock(&manager->lock);
     if (r < 0)
         return r;
+    if (preemption != NULL && *preemption == PREEMPT_ALL)
+        admission_wake(manager->admission); /* it may wait for its turn to start */
     pthread_mutex_lock(&sandbox->operation);
     if (sandbox->removed) {
         sandbox_release(manager, sandbox);

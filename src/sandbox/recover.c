@@ -72,6 +72,8 @@ static int adopt(struct manager *manager, struct sandbox *sandbox, struct error 
     }
     if (r == 0)
         r = watch_vmm(manager, sandbox, err);
+    if (r == 0)
+        limits_adopt(manager, sandbox);
     return r;
 }
 
@@ -206,6 +208,11 @@ static int clear_part(struct manager *manager, const char *part, struct error *e
     return r;
 }
 
+static bool keep_cgroup(void *context, const char *name)
+{
+    return has_vm(context, name);
+}
+
 static int collect_snapshots(struct manager *manager, struct error *err)
 {
     char **ids = NULL;
@@ -243,6 +250,8 @@ int manager_recover(struct manager *manager, struct error *err)
     sandbox_list_done(&list);
     if (r == 0)
         r = end_strays(manager, err);
+    if (r == 0 && manager->cgroups != NULL)
+        cgroups_sweep(manager->cgroups, keep_cgroup, manager);
     if (r == 0)
         r = clear_part(manager, "vms", err);
     if (r == 0)

@@ -36,6 +36,7 @@ void sandbox_vmm_config(const struct manager *manager, const struct sandbox *san
         .accelerator = accelerator,
         .cpus = sandbox->info.cpus,
         .memory_bytes = (uint64_t)sandbox->info.memory_mib << 20,
+        .cgroup = sandbox->cgroup,
         .uid = VMM_USER_ID_FIRST + (sandbox->network != NULL ? sandbox->network->slot : 0),
         .namespace_fd = sandbox->network != NULL ? sandbox->network->namespace_fd : -1,
         .tap_fd = tap_fd,
@@ -117,6 +118,7 @@ void sandbox_teardown(struct manager *manager, struct sandbox *sandbox)
     sandbox->network_slot = -1;
     sandbox_detach_images(manager, sandbox);
     sandbox_forget_digests(sandbox);
+    limits_leave(manager, sandbox);
     int r = io_remove_tree(sandbox->vm_directory);
     if (r < 0)
         manager_log(manager, "cannot remove %s: %s", sandbox->vm_directory, strerror(-r));
@@ -283,7 +285,13 @@ int sandbox_try_start(struct manager *manager, struct sandbox *sandbox, const st
                       struct error *err)
 {
     int r = machine_set(&sandbox->machine, request->accelerator, err);
-    return r == 0 ? start(manager, sandbox, request, err) : r;
+    if (r == 0)
+        r = limits_enter(manager, sandbox, request->accelerator, err);
+    if (r < 0)
+        return r;
+    r = start(manager, sandbox, request, err);
+    limits_started(manager);
+    return r;
 }
 
 /*

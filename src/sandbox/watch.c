@@ -48,9 +48,10 @@ static void handle_exit(struct manager *manager, void *argument)
         CLEANUP_FREE char *reason = NULL;
         int r = imaged_failure(manager->images, id, &reason, NULL);
         sandbox_give_up(manager, sandbox,
-                        r == 1 ? reason
-                        : r == -EHOSTDOWN
-                            ? IMAGES_LOST
+                        r == 1            ? reason
+                        : r == -EHOSTDOWN ? IMAGES_LOST
+                        : limits_exceeded(manager, sandbox)
+                            ? "its VMM was killed: it had used all the memory that it may use"
                             : "its VMM ended: the guest powered off or crashed, or the process was killed");
     }
     sandbox_release(manager, sandbox);

@@ -277,7 +277,8 @@ static _Noreturn void run_child(const struct jail_options *options, int report_f
     _exit(127);
 }
 
-static pid_t clone_into_namespaces(int *ret_pidfd)
+/* `cgroup_fd` -1: the caller's own. */
+static pid_t clone_into_namespaces(int cgroup_fd, int *ret_pidfd)
 {
     int pidfd = -1;
     struct clone_args args = {
@@ -285,6 +286,10 @@ static pid_t clone_into_namespaces(int *ret_pidfd)
         .pidfd = (uint64_t)(uintptr_t)&pidfd,
         .exit_signal = SIGCHLD,
     };
+    if (cgroup_fd >= 0) {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = (uint64_t)cgroup_fd;
+    }
     pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof(args));
     if (pid > 0)
         *ret_pidfd = pidfd;
@@ -304,8 +309,12 @@ int jail_spawn(const struct jail_options *options, pid_t *ret_pid, int *ret_pidf
     if (report_write < 0)
         return error_errno(err, "cannot move a descriptor");
 
+    CLEANUP_CLOSE int cgroup_fd =
+        options->cgroup != NULL ? open(options->cgroup, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (options->cgroup != NULL && cgroup_fd < 0)
+        return error_errno(err, "cannot open the cgroup %s", options->cgroup);
     CLEANUP_CLOSE int pidfd = -1;
-    pid_t pid = clone_into_namespaces(&pidfd);
+    pid_t pid = clone_into_namespaces(cgroup_fd, &pidfd);
     if (pid < 0)
         return error_errno(err, "cannot make the namespaces of a jail");
     if (pid == 0)

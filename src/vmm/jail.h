@@ -42,6 +42,7 @@ struct jail_options {
     const struct jail_descriptor *descriptors; /* besides 0 (/dev/null), 1 and 2 (log_fd) */
     size_t descriptor_count;
     int log_fd;
+    const char *cgroup; /* directory of the control group that it is born in; NULL: the daemon's */
     int namespace_fd;   /* network namespace to enter; -1: a new, empty one */
     const char *device; /* one device node to add, e.g. "/dev/kvm", or NULL */
     uid_t uid;

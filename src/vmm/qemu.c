@@ -270,6 +270,7 @@ static int spawn(struct vmm *vmm, const struct vmm_config *config, const struct 
         .descriptors = descriptors,
         .descriptor_count = descriptor_count,
         .log_fd = log_fd,
+        .cgroup = config->cgroup,
         .namespace_fd = config->namespace_fd,
         .device = config->accelerator == VMM_ACCELERATOR_KVM ? "/dev/kvm" : NULL,
         .uid = config->uid,

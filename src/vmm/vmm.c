@@ -17,10 +17,19 @@
 #include "base/io.h"
 #include "base/process.h"
 #include "base/unix_socket.h"
+#include "vmm/cgroup.h"
 #include "vmm/driver.h"
 
 /* How long a process may take to vanish after SIGKILL (its memory is freed in that time). */
 #define KILL_TIMEOUT_MS 20000
+
+/*
+ * What a VMM needs beside its guest: its heap, stacks and buffers, and under TCG the translated code (tb-size in
+ * qemu.c). And the kernel's page tables for it, on both sides of a mapping.
+ */
+#define OVERHEAD_KVM     (UINT64_C(64) << 20)
+#define OVERHEAD_TCG     (UINT64_C(192) << 20)
+#define PAGE_TABLES_PART 256
 
 /* What of the VMM's own output goes into an error. */
 #define LOG_TAIL 400
@@ -39,6 +48,12 @@ int vmm_accelerator_parse(const char *name, enum vmm_accelerator *ret)
     else
         return -EINVAL;
     return 0;
+}
+
+uint64_t vmm_memory_bytes(enum vmm_accelerator accelerator, uint64_t guest_bytes)
+{
+    uint64_t own = accelerator == VMM_ACCELERATOR_KVM ? OVERHEAD_KVM : OVERHEAD_TCG;
+    return guest_bytes + guest_bytes / PAGE_TABLES_PART + own;
 }
 
 char *vmm_path(const char *directory, const char *name)
@@ -180,7 +195,9 @@ int vmm_restore_prepared(struct vmm *vmm, const struct vmm_config *config, struc
     vmm->directory = moved;
     struct jail_bind binds[VMM_BINDS];
     size_t count = vmm_binds(config, binds);
-    int r = jail_bind(vmm->pidfd, binds, count, err);
+    int r = config->cgroup != NULL ? cgroup_enter(config->cgroup, vmm->pid, err) : 0;
+    if (r == 0)
+        r = jail_bind(vmm->pidfd, binds, count, err);
     if (r == 0)
         r = vmm->driver->restore_prepared(vmm, config->state_fd, config->memory_bytes, err);
     return r < 0 ? explain(vmm, r, err) : 0;

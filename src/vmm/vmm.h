@@ -61,6 +61,9 @@ const char *vmm_accelerator_name(enum vmm_accelerator accelerator);
 /* -EINVAL when there is no such accelerator. */
 int vmm_accelerator_parse(const char *name, enum vmm_accelerator *ret);
 
+/* What a VMM with a guest of so much memory may come to own: that, and what it needs itself. Bytes. */
+uint64_t vmm_memory_bytes(enum vmm_accelerator accelerator, uint64_t guest_bytes);
+
 struct vmm;
 
 struct vmm_config {
@@ -69,6 +72,7 @@ struct vmm_config {
     enum vmm_accelerator accelerator;
     unsigned cpus;
     uint64_t memory_bytes;
+    const char *cgroup;      /* directory of its control group; NULL: none of its own */
     uid_t uid;               /* of the VMM; owns what it may write */
     int namespace_fd;        /* network namespace; -1: an empty one of its own */
     int tap_fd;              /* -1: neither network nor disk (for probing an accelerator only) */

@@ -1,6 +1,7 @@
 #include <errno.h>
 
 #include "cli/copy_path.h"
+#include "base/number.h"
 #include "cli/parse.h"
 #include "cli/suggest.h"
 #include "unit.h"
@@ -9,14 +10,14 @@ static void counts(void **state)
 {
     (void)state;
     uint64_t value = 99;
-    assert_int_equal(parse_count("0", 0, 5, &value, NULL), 0);
+    assert_int_equal(number_parse("0", 0, 5, &value, NULL), 0);
     assert_int_equal(value, 0);
-    assert_int_equal(parse_count("18446744073709551615", 0, UINT64_MAX, &value, NULL), 0);
+    assert_int_equal(number_parse("18446744073709551615", 0, UINT64_MAX, &value, NULL), 0);
     assert_true(value == UINT64_MAX);
     static const char *const bad[] = {"", " 1", "1 ", "-1", "+1", "0x1", "1.5", "6", "18446744073709551616"};
     value = 7;
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
-        assert_int_equal(parse_count(bad[i], 0, 5, &value, NULL), -EINVAL);
+        assert_int_equal(number_parse(bad[i], 0, 5, &value, NULL), -EINVAL);
     assert_int_equal(value, 7);
 }
 
@@ -30,14 +31,14 @@ static void sizes(void **state)
                 {"2gib", 2048}, {"1T", 1024 * 1024}, {"1", 1},        {"0064", 64}};
     for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
         uint32_t mib;
-        assert_int_equal(parse_size_mib(good[i].text, &mib, NULL), 0);
+        assert_int_equal(number_parse_mib(good[i].text, &mib, NULL), 0);
         assert_int_equal(mib, good[i].mib);
     }
     static const char *const bad[] = {"", "M", "0", "0G", "1.5G", "512K", "2Gx", "2G ", "-1", "99999999T", "4096T"};
     uint32_t mib = 7;
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
         CLEANUP_ERROR struct error err = ERROR_INIT;
-        assert_int_equal(parse_size_mib(bad[i], &mib, &err), -EINVAL);
+        assert_int_equal(number_parse_mib(bad[i], &mib, &err), -EINVAL);
         assert_non_null(err.message);
     }
     assert_int_equal(mib, 7);
