@@ -123,15 +123,16 @@ def run_process(arguments, *, data=b"", seconds=CALL_SECONDS, env=None):
 
 class Daemon:
     """One dormoused with its data directory DIRECTORY/NAME. `seed` is a data directory to begin with; `wrapper`,
-    arguments before the program."""
+    arguments before the program; `options`, further ones of its own."""
 
-    def __init__(self, directory, name, seed=None, network_ahead=2, vmm_ahead=2, wrapper=()):
+    def __init__(self, directory, name, seed=None, network_ahead=2, vmm_ahead=2, wrapper=(), options=()):
         self.data = Path(directory) / name
         self.socket = Path(directory) / f"{name}.sock"
         self.log_path = Path(directory) / f"{name}.log"
         self.network_ahead = network_ahead
         self.vmm_ahead = vmm_ahead
         self.wrapper = wrapper
+        self.options = options
         self.port = 0
         self.process = None
         self.environment = {**os.environ, "DORMOUSE_SOCKET": str(self.socket)}
@@ -149,6 +150,7 @@ class Daemon:
             f"--listen=127.0.0.1:{self.port}",
             f"--network-ahead={self.network_ahead}",
             f"--vmm-ahead={self.vmm_ahead}",
+            *self.options,
         ]
 
     def start(self, seconds=READY_SECONDS):
