@@ -295,8 +295,8 @@ int sandbox_try_start(struct manager *manager, struct sandbox *sandbox, const st
 }
 
 /*
- * A VMM that is to be killed ends, and whoever started it fails to talk to it. So does one whose memory or disk can't
- * be read: the image server knows why.
+ * A VMM that is to be killed ends, and whoever started it fails to talk to it. So does one whose memory or disk
+ * can't be read: the image server knows why.
  */
 static int explain_failure(struct manager *manager, const struct sandbox *sandbox,
                            const struct start_request *request, int r, struct error *err)

@@ -1,7 +1,7 @@
 #include <errno.h>
 
-#include "cli/copy_path.h"
 #include "base/number.h"
+#include "cli/copy_path.h"
 #include "cli/parse.h"
 #include "cli/suggest.h"
 #include "unit.h"
