@@ -16,9 +16,9 @@
  * enough to read memory and nothing more. There is no capture that consumes a guest, for it to be confused with: a
  * VMM that isn't wanted any more is killed after the commit, which gives back its memory all at once.
  *
- * A guest that is to run on stands still only while its pages are copied: capture_memory_copy puts them aside, and
- * capture_memory_store compares, compresses and writes them when it runs again. A guest that is captured again and
- * again is spared of what the capture before has stored: see `last`.
+ * A guest that is to run on stands still only while its pages are copied: capture_memory_copy puts them aside, into
+ * room made before, and capture_memory_store compares, compresses and writes them when it runs again. A guest that
+ * is captured again and again is spared of what the capture before has stored: see `last`.
  *
  * Memory used: at most CAPTURE_MEMORY_MAX whatever the guest's size, CAPTURE_ASIDE_MAX for what is put aside by all
  * captures (what finds no room is stored while the guest waits), the list of changes, 16 bytes for each run, and
@@ -89,10 +89,14 @@ void capture_result_done(struct capture_result *result);
 int capture_memory(const struct capture_memory *source, struct layer_writer *layer, uint32_t layer_index,
                    struct capture_result *ret, struct error *err);
 
-/* The same in two steps. The guest may run during the second; what `source` refers to must be there until then. */
+/*
+ * The same in three steps, of which the guest must be stopped for the second only: making room, copying, storing.
+ * What `source` refers to must be there until the end.
+ */
 struct capture_copy;
-int capture_memory_copy(const struct capture_memory *source, struct layer_writer *layer, uint32_t layer_index,
-                        struct capture_copy **ret, struct error *err);
+int capture_copy_new(const struct capture_memory *source, struct capture_copy **ret, struct error *err);
+int capture_memory_copy(struct capture_copy *copy, struct layer_writer *layer, uint32_t layer_index,
+                        struct error *err);
 int capture_memory_store(struct capture_copy *copy, struct capture_result *ret, struct error *err);
 void capture_copy_free(struct capture_copy *copy);
 

@@ -4,6 +4,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
 #define CHUNK_BYTES ((size_t)ASIDE_CHUNK_PAGES * IMAGE_PAGE_BYTES)
 #define CHUNKS_MAX  (CAPTURE_ASIDE_MAX / CHUNK_BYTES)
 
@@ -14,14 +18,14 @@ static struct aside_chunk *chunk_new(void)
 {
     if (atomic_fetch_add(&chunks_used, 1) < CHUNKS_MAX) {
         struct aside_chunk *chunk = malloc(sizeof(*chunk));
-        uint8_t *pages = aligned_alloc(CHUNK_BYTES, CHUNK_BYTES);
-        if (chunk != NULL && pages != NULL) {
-            madvise(pages, CHUNK_BYTES, MADV_HUGEPAGE); /* faster to fill; nothing depends on it */
+        void *pages = mmap(NULL, CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (chunk != NULL && pages != MAP_FAILED) {
             *chunk = (struct aside_chunk){.pages = pages};
             return chunk;
         }
         free(chunk);
-        free(pages);
+        if (pages != MAP_FAILED)
+            munmap(pages, CHUNK_BYTES);
     }
     atomic_fetch_sub(&chunks_used, 1);
     return NULL;
@@ -29,24 +33,55 @@ static struct aside_chunk *chunk_new(void)
 
 static void chunk_free(struct aside_chunk *chunk)
 {
-    free(chunk->pages);
+    munmap(chunk->pages, CHUNK_BYTES);
     free(chunk);
     atomic_fetch_sub(&chunks_used, 1);
 }
 
-void capture_aside_done(struct capture_aside *aside)
+static void free_all(struct aside_chunk *chunks)
 {
-    while (aside->chunks != NULL) {
-        struct aside_chunk *chunk = aside->chunks;
-        aside->chunks = chunk->next;
+    while (chunks != NULL) {
+        struct aside_chunk *chunk = chunks;
+        chunks = chunk->next;
         chunk_free(chunk);
     }
+}
+
+void capture_aside_done(struct capture_aside *aside)
+{
+    free_all(aside->chunks);
+    free_all(aside->ready);
+    aside->chunks = aside->ready = NULL;
+}
+
+void capture_aside_prepare(struct capture_aside *aside, uint64_t bytes)
+{
+    for (uint64_t made = 0; made < bytes; made += CHUNK_BYTES) {
+        struct aside_chunk *chunk = chunk_new();
+        if (chunk == NULL)
+            return;
+        madvise(chunk->pages, CHUNK_BYTES, MADV_POPULATE_WRITE); /* Linux 5.14; else they are made on the way */
+        chunk->next = aside->ready;
+        aside->ready = chunk;
+    }
+}
+
+static struct aside_chunk *take_ready(struct capture_aside *aside)
+{
+    pthread_mutex_lock(&aside->lock);
+    struct aside_chunk *chunk = aside->ready;
+    if (chunk != NULL)
+        aside->ready = chunk->next;
+    pthread_mutex_unlock(&aside->lock);
+    return chunk;
 }
 
 uint8_t *capture_aside_room(struct capture_aside *aside, uint32_t count, struct aside_chunk **chunk)
 {
     if (*chunk == NULL || ASIDE_CHUNK_PAGES - (*chunk)->count < count) {
-        struct aside_chunk *next = chunk_new();
+        struct aside_chunk *next = take_ready(aside);
+        if (next == NULL)
+            next = chunk_new();
         if (next == NULL)
             return NULL;
         pthread_mutex_lock(&aside->lock);

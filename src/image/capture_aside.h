@@ -5,6 +5,8 @@
  * Workers fill chunks of their own; together, all captures of the process have at most CAPTURE_ASIDE_MAX. When that
  * is used up there is no more room, and pages take the slow way while the guest waits.
  *
+ * Memory is faulted in ahead, before the guest is stopped: new pages cost more than copying to them.
+ *
  * Threads: capture_aside_room from any; the rest from one, when no worker is left.
  */
 #ifndef DORMOUSE_IMAGE_CAPTURE_ASIDE_H
@@ -16,7 +18,7 @@
 
 #include "image/capture_pipeline.h"
 
-#define ASIDE_CHUNK_PAGES 512u /* a huge page's */
+#define ASIDE_CHUNK_PAGES 512u
 
 struct aside_chunk {
     struct aside_chunk *next;
@@ -28,6 +30,7 @@ struct aside_chunk {
 struct capture_aside {
     pthread_mutex_t lock; /* of the list, while workers run */
     struct aside_chunk *chunks;
+    struct aside_chunk *ready;   /* made ahead */
     struct aside_chunk *reading; /* by capture_aside_source */
     uint32_t reading_at;
 };
@@ -37,6 +40,8 @@ struct capture_aside {
         .lock = PTHREAD_MUTEX_INITIALIZER                                                                          \
     }
 
+/* Makes room ahead for so much, or less: what is missing is made when it is needed. */
+void capture_aside_prepare(struct capture_aside *aside, uint64_t bytes);
 void capture_aside_done(struct capture_aside *aside);
 
 /*

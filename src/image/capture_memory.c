@@ -15,6 +15,9 @@
 #include "image/capture_pipeline.h"
 #include "image/pages.h"
 
+/* Made ahead when most pages will be taken over from the last snapshot. */
+#define ROOM_FOR_CHANGES (16u << 20)
+
 _Static_assert(PAGE_SIZE_BYTES == IMAGE_PAGE_BYTES, "an image's page is the host's");
 
 struct memory_source {
@@ -155,8 +158,7 @@ int capture_memory(const struct capture_memory *source, struct layer_writer *lay
 }
 
 struct capture_copy {
-    struct capture_parent parent;
-    const atomic_bool *cancelled;
+    struct capture_memory source;
     struct layer_writer *layer;
     uint32_t layer_index;
     struct capture_aside aside;
@@ -172,26 +174,28 @@ void capture_copy_free(struct capture_copy *copy)
     free(copy);
 }
 
-int capture_memory_copy(const struct capture_memory *source, struct layer_writer *layer, uint32_t layer_index,
-                        struct capture_copy **ret, struct error *err)
+int capture_copy_new(const struct capture_memory *source, struct capture_copy **ret, struct error *err)
 {
+    uint64_t wanted = ROOM_FOR_CHANGES;
+    uint64_t resident;
+    int r = source->last == NULL ? capture_count(source, &wanted, &resident, err) : 0;
+    if (r < 0)
+        return r;
     struct capture_copy *copy = malloc(sizeof(*copy));
     if (copy == NULL)
         return error_set(err, ENOMEM, "out of memory");
-    *copy = (struct capture_copy){
-        .parent = source->parent,
-        .cancelled = source->cancelled,
-        .layer = layer,
-        .layer_index = layer_index,
-        .aside = CAPTURE_ASIDE_INIT,
-    };
-    int r = walk_memory(source, &copy->aside, layer, layer_index, &copy->result, err);
-    if (r < 0) {
-        capture_copy_free(copy);
-        return r;
-    }
+    *copy = (struct capture_copy){.source = *source, .aside = CAPTURE_ASIDE_INIT};
+    capture_aside_prepare(&copy->aside, wanted);
     *ret = copy;
     return 0;
+}
+
+int capture_memory_copy(struct capture_copy *copy, struct layer_writer *layer, uint32_t layer_index,
+                        struct error *err)
+{
+    copy->layer = layer;
+    copy->layer_index = layer_index;
+    return walk_memory(&copy->source, &copy->aside, layer, layer_index, &copy->result, err);
 }
 
 /* Adds `more`, of other pages. */
@@ -213,7 +217,7 @@ static int join_results(struct capture_result *result, const struct capture_resu
 int capture_memory_store(struct capture_copy *copy, struct capture_result *ret, struct error *err)
 {
     CLEANUP(capture_result_done) struct capture_result rest = {0};
-    struct capture_source source = capture_aside_source(&copy->aside, &copy->parent, copy->cancelled);
+    struct capture_source source = capture_aside_source(&copy->aside, &copy->source.parent, copy->source.cancelled);
     int r = capture_pipeline_run(&source, copy->layer, copy->layer_index, &rest, err);
     if (r == 0)
         r = join_results(&copy->result, &rest, err);

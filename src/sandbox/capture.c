@@ -34,6 +34,9 @@ struct capture_job {
     struct image_map parents[IMAGE_KINDS]; /* with the new snapshot's numbers for layers */
     struct image_map last_memory;          /* likewise: of the last snapshot that it ran on after */
     bool has_last;
+    struct capture_memory memory; /* the following it refers to */
+    struct vmm_ram_range *ranges;
+    struct capture_last last;
     struct page_digests *digests; /* for the next capture */
     struct capture_copy *copy;    /* of memory, not stored yet */
     int parent_fd;                /* of memory, as long as there is a copy */
@@ -50,6 +53,7 @@ static void capture_job_done(struct capture_job *job)
     capture_copy_free(job->copy); /* it refers to the layers */
     cleanup_close(&job->parent_fd);
     page_digests_free(job->digests);
+    free(job->ranges);
     store_abort(job->writer);
     image_map_done(&job->last_memory);
     for (size_t kind = 0; kind < IMAGE_KINDS; kind++)
@@ -204,32 +208,39 @@ static int apply_memory(struct capture_job *job, const struct capture_result *re
     return apply(job, IMAGE_MEMORY, result, err);
 }
 
-/* With the guest stopped. One that is to run on is kept no longer than its pages are copied. */
-static int take_memory(struct capture_job *job, struct error *err)
+/* While the guest still runs: what will be captured, and, if it is to run on, room for it. */
+static int prepare_memory(struct capture_job *job, struct error *err)
 {
     struct sandbox *sandbox = job->sandbox;
-    CLEANUP_FREE struct vmm_ram_range *ranges = NULL;
-    struct capture_last last = {.digests = sandbox->digests, .map = &job->last_memory};
-    struct capture_memory source = {.pid = vmm_pid(sandbox->vmm), .cancelled = &sandbox->cancelled};
-    source.last = job->has_last ? &last : NULL;
-    int r = vmm_ram_ranges(sandbox->vmm, &ranges, &source.range_count, err);
+    struct capture_memory *source = &job->memory;
+    *source = (struct capture_memory){.pid = vmm_pid(sandbox->vmm), .cancelled = &sandbox->cancelled};
+    int r = vmm_ram_ranges(sandbox->vmm, &job->ranges, &source->range_count, err);
     if (r < 0)
         return r;
+    source->ranges = job->ranges;
     job->parent_fd = open_parent(job, IMAGE_MEMORY, err);
     if (job->parent_fd < 0)
         return job->parent_fd;
-    source.parent = (struct capture_parent){.map = &job->parents[IMAGE_MEMORY], .fd = job->parent_fd};
-    source.ranges = ranges;
+    source->parent = (struct capture_parent){.map = &job->parents[IMAGE_MEMORY], .fd = job->parent_fd};
+    job->last = (struct capture_last){.digests = sandbox->digests, .map = &job->last_memory};
+    source->last = job->has_last ? &job->last : NULL;
+    if (job->mode == CAPTURE_AND_STOP)
+        return 0;
+    r = page_digests_new(job->parents[IMAGE_MEMORY].pages, job->has_last ? sandbox->digests : NULL, &job->digests,
+                         err);
+    source->record = job->digests;
+    return r == 0 ? capture_copy_new(source, &job->copy, err) : r;
+}
+
+/* With the guest stopped. One that is to run on is kept no longer than its pages are copied. */
+static int take_memory(struct capture_job *job, struct error *err)
+{
     struct layer_writer *layer = job->layers[IMAGE_MEMORY];
     uint32_t index = job->layer_indexes[IMAGE_MEMORY];
-    if (job->mode == CAPTURE_AND_CONTINUE) {
-        r = page_digests_new(job->parents[IMAGE_MEMORY].pages, job->has_last ? sandbox->digests : NULL,
-                             &job->digests, err);
-        source.record = job->digests;
-        return r == 0 ? capture_memory_copy(&source, layer, index, &job->copy, err) : r;
-    }
+    if (job->copy != NULL)
+        return capture_memory_copy(job->copy, layer, index, err);
     CLEANUP(capture_result_done) struct capture_result result = {0};
-    r = capture_memory(&source, layer, index, &result, err);
+    int r = capture_memory(&job->memory, layer, index, &result, err);
     return r == 0 ? apply_memory(job, &result, err) : r;
 }
 
@@ -460,6 +471,8 @@ int sandbox_capture(struct manager *manager, struct sandbox *sandbox, enum captu
         r = load_parents(&job, err);
     if (r == 0)
         r = open_layers(&job, err);
+    if (r == 0 && extent == CAPTURE_ALL)
+        r = prepare_memory(&job, err);
     if (r == 0)
         r = stop_and_capture(&job, err);
     if (r < 0)

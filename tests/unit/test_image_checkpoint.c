@@ -195,7 +195,7 @@ static size_t capture_once(struct world *world, unsigned generation, void (*chan
     struct capture_memory source = source_of(world, record);
     struct capture_last last = {world->digests, &world->last_map};
     source.last = generation > 0 ? &last : NULL;
-    if (capture_memory_copy(&source, writer, generation + 1, &copy, &err) < 0)
+    if (capture_copy_new(&source, &copy, &err) < 0 || capture_memory_copy(copy, writer, generation + 1, &err) < 0)
         fail_msg("%s", error_message(&err));
     if (changer != NULL)
         changer(world, context);
