@@ -3,6 +3,8 @@
 import concurrent.futures
 import http.client
 import json
+import subprocess
+import time
 
 import pytest
 
@@ -172,6 +174,38 @@ def test_names_survive_the_daemon(new_daemon):
         copy.kill()
     daemon.cli("snapshot", "rm", first).expect(0)
     assert daemon.cli("store", "verify").expect(0)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.03, 0.1, 0.25])
+def test_a_daemon_that_dies_meanwhile_leaves_all_or_nothing(new_daemon, delay):
+    daemon = new_daemon()
+    sandbox = daemon.run()
+    counter = Counter(sandbox)
+    fill(sandbox, 24)
+    before, wanted = counter.read(), digest(sandbox)
+    with daemon.popen("checkpoint", sandbox.id, "work", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as client:
+        time.sleep(delay)  # whatever it is at by then: each moment is right
+        daemon.kill()
+        done = client.wait(timeout=30) == 0
+    daemon.start()
+    counter.wait_beyond(before)
+    kept = names(daemon)
+    assert kept == ["work:default"] if done else kept in ([], ["work:default"])
+    assert len(daemon.json("snapshot", "ls")) == 1 + len(kept), "the template's and no other"
+    checkpoint(sandbox, "work")
+    assert digest(daemon.run(template="work")) == wanted
+    daemon.cli("store", "verify").expect(0)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.15])
+def test_a_kill_meanwhile_wins(sandbox, delay):
+    daemon = sandbox.daemon
+    fill(sandbox, 24)
+    with daemon.popen("checkpoint", sandbox.id, "work", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as client:
+        time.sleep(delay)
+        sandbox.kill()
+        done = client.wait(timeout=30) == 0
+    assert names(daemon) == (["work:default"] if done else [])
 
 
 # ---- configuration ----
