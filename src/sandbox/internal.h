@@ -208,6 +208,8 @@ int machine_read(const json_t *object, struct machine *ret, struct error *err);
 
 int limits_open(struct manager *manager, struct error *err);
 void limits_close(struct manager *manager);
+/* Says in the log what VMMs are run without. */
+void limits_announce(struct manager *manager);
 /* Before a VMM is started: its memory is promised, its turn waited for, its control group made. */
 int limits_enter(struct manager *manager, struct sandbox *sandbox, enum vmm_accelerator accelerator,
                  struct error *err);

@@ -43,19 +43,13 @@ static uint64_t look_owned(void *context)
     return total;
 }
 
-/* Says once what VMMs are run without. */
-static int open_cgroups(struct manager *manager, struct error *err)
+void limits_announce(struct manager *manager)
 {
-    const char *hierarchy = cgroup_hierarchy();
-    if (hierarchy == NULL) {
+    if (manager->cgroups == NULL)
         manager_log(manager, "no cgroup version 2 here: VMMs run without bounds of memory, processes and CPU");
-        return 0;
-    }
-    int r = cgroups_open(hierarchy, manager->instance, &manager->cgroups, err);
-    if (r == 0 && cgroups_lacking(manager->cgroups)[0] != '\0')
+    else if (cgroups_lacking(manager->cgroups)[0] != '\0')
         manager_log(manager, "cgroup version 2 lacks here: %s; VMMs run without these bounds",
                     cgroups_lacking(manager->cgroups));
-    return r;
 }
 
 int limits_open(struct manager *manager, struct error *err)
@@ -72,7 +66,8 @@ int limits_open(struct manager *manager, struct error *err)
     manager->admission = admission_new(&limits, &memory);
     if (manager->admission == NULL)
         return error_set(err, ENOMEM, "out of memory");
-    return open_cgroups(manager, err);
+    const char *hierarchy = cgroup_hierarchy();
+    return hierarchy != NULL ? cgroups_open(hierarchy, manager->instance, &manager->cgroups, err) : 0;
 }
 
 void limits_close(struct manager *manager)

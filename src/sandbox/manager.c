@@ -243,6 +243,8 @@ static int open_manager(struct manager *manager, struct error *err)
         r = manager_recover(manager, err);
     manager->recovered = r == 0;
     if (r == 0)
+        limits_announce(manager);
+    if (r == 0)
         r = open_standbys(manager, err);
     if (r == 0)
         r = watch_start(manager, err);
