@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from guest import Counter
-from harness import run_process, wait_until
+from harness import BUILD, run_process, wait_until
 
 MIB = 1 << 20
 
@@ -197,3 +197,21 @@ def test_wrong_limits_are_refused(daemon, option):
     result = run_process([program, option])
     result.expect(2)
     assert option.split("=")[0] in result.error
+
+
+def test_bounds_hold_where_the_kernel_has_them(base, daemon):
+    """The unit tests of control groups, in a guest, whose kernel has all controllers for itself."""
+    program = BUILD / "tests/unit/test_limits"
+    if not program.exists():
+        pytest.skip("this build tree has no unit tests")
+    sandbox = daemon.run(template=base)
+    sandbox.sh("mkdir /root/test")
+    listing = run_process(["ldd", program]).expect(0).out
+    libraries = [line.split("=>")[1].split()[0] for line in listing.splitlines() if "=>" in line]
+    for path in (program, *libraries):
+        daemon.cli("cp", "-u", "root", path, f"{sandbox.id}:/root/test/").expect(0)
+    sandbox.sh("mount -t cgroup2 cgroup /sys/fs/cgroup")
+    result = sandbox.exec("/root/test/test_limits", options=["-u", "root", "-e", "LD_LIBRARY_PATH=/root/test"])
+    result.expect(0)
+    assert "SKIPPED" not in result.out + result.error
+    assert "test_memory_is_bounded" in result.out + result.error
