@@ -377,7 +377,8 @@ static void check_seed(const char *directory, int layers, uint64_t seed)
     CLEANUP_FREE uint8_t *expected = malloc(PAGES * PAGE);
     memcpy(expected, parent.content, PAGES * PAGE);
     end_guest(&guest, expected);
-    assert_int_equal(captured[0].result.private_bytes, captured[1].result.private_bytes);
+    /* Between the two the kernel may make a huge page of private ones and the holes among them. */
+    assert_true(captured[0].result.private_bytes <= captured[1].result.private_bytes);
     assert_int_equal(captured[0].result.changed_bytes, captured[1].result.changed_bytes);
     for (int i = 0; i < 2; i++) {
         CLEANUP_FREE uint8_t *image = read_image(layers, &parent, PAGES, &captured[i]);
