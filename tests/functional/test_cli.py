@@ -161,11 +161,11 @@ SANDBOX = {
     "egress", "env", "metadata", "created_at", "started_at", "expires_at", "on_timeout", "auto_resume", "durable",
     "access_token", "timings", "capture",
 }  # fmt: skip
-TEMPLATE = {"id", "name", "checkpoint", "snapshot", "cpus", "memory_mib", "disk_bytes", "created_at"}
+TEMPLATE = {"id", "name", "snapshot", "cpus", "memory_mib", "disk_bytes", "created_at"}
 SNAPSHOT = {
     "id", "sandbox", "template_id", "parent", "in_use", "cpus", "memory_mib", "created_at", "memory_bytes",
     "disk_bytes", "state_bytes", "stored_bytes", "own_bytes", "layers", "problem",
-    "disk_consistency", "names",
+    "disk_consistency", "names", "checkpoint",
 }  # fmt: skip
 
 
