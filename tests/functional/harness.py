@@ -22,6 +22,10 @@ import watchdog
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("DORMOUSE_BUILD", ROOT / "build"))
 
+# Where cgroup version 2 is mounted: alone, or beside version 1.
+CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
+HIERARCHY = next((path for path in CGROUPS if (path / "cgroup.controllers").exists()), None)
+
 # Where an image server mounts its file systems in the data directory.
 IMAGE_MOUNTS = ("images/memory", "images/disk", "overlays")
 CALL_SECONDS = 90
@@ -201,8 +205,18 @@ class Daemon:
                 wait_until(lambda: not self.image_server(), "the end of the image server")
             for point in watchdog.mounts(self.data):
                 watchdog.quietly("umount", "--lazy", point)
+            self.remove_cgroups()
             shutil.rmtree(self.data, ignore_errors=True)
             self.log_path.unlink(missing_ok=True)
+
+    def remove_cgroups(self):
+        """What only a daemon that starts again would sweep; with its VMMs ended they are empty."""
+        if HIERARCHY is None or not (self.data / "instance").exists():
+            return
+        instance = HIERARCHY / "dormouse" / self.instance()
+        for group in [*instance.glob("*/"), instance]:
+            with contextlib.suppress(OSError):
+                group.rmdir()
 
     # ---- what it is asked ----
 

@@ -8,13 +8,10 @@ from pathlib import Path
 import pytest
 
 from guest import Counter
-from harness import BUILD, run_process, wait_until
+from harness import BUILD, HIERARCHY, run_process, wait_until
 
 MIB = 1 << 20
 
-# Where cgroup version 2 is: alone, or beside version 1.
-HIERARCHIES = [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")]
-HIERARCHY = next((path for path in HIERARCHIES if (path / "cgroup.controllers").exists()), None)
 CONTROLLERS = (HIERARCHY / "cgroup.controllers").read_text().split() if HIERARCHY else []
 
 
