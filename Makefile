@@ -27,7 +27,7 @@ test: all
 
 soak: all
 	@scripts/install-packages test
-	@DORMOUSE_SOAK=1 /usr/bin/python3 -m pytest -v --durations=0 $(SOAK)
+	@DORMOUSE_SOAK=1 /usr/bin/python3 -m pytest -v -o faulthandler_timeout=3600 --durations=0 $(SOAK)
 
 demo: all
 	@scripts/demo
