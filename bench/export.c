@@ -43,7 +43,7 @@ static int copy_extent(struct image *image, const struct map_extent *extent, str
     for (uint32_t done = 0; done < extent->count;) {
         uint32_t count = MIN(extent->count - done, BLOCK_PAGES);
         uint64_t page = extent->page + (uint64_t)done;
-        int r = image_read(image, page, count, true, buffer, block, err);
+        int r = image_read(image, page, count, buffer, block, err);
         if (r < 0)
             return r;
         r = io_pwrite_full(to, block, (size_t)count * IMAGE_PAGE_BYTES, (off_t)(page * IMAGE_PAGE_BYTES));

@@ -517,8 +517,7 @@ static int read_image(struct examination *examination, uint32_t node, const stru
         look_at_window(&pair, first, &window);
         if (classify(&window, 0, WINDOW_PAGES) != BLOCK_FRESH)
             continue;
-        r = image_read(visit->images[kind], first, window.pages, true, examination->frame, examination->window,
-                       err);
+        r = image_read(visit->images[kind], first, window.pages, examination->frame, examination->window, err);
         if (r == 0)
             r = note_window(examination, node, kind, &window, err);
     }

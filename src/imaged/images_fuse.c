@@ -156,9 +156,11 @@ static int hold_frame(struct reader *reader, const struct image_place *place, ui
 {
     if (held->layer == place->layer && held->frame == place->frame)
         return 0;
+    if (held->layer != NULL)
+        layer_have_read(held->layer, held->frame, 1);
     held->layer = NULL;
     store_note_frame(reader->images, place->layer, place->frame);
-    int count = layer_read_frame(place->layer, place->frame, true, reader->frame, &held->pages, err);
+    int count = layer_read_frame(place->layer, place->frame, reader->frame, &held->pages, err);
     if (count < 0)
         return count;
     metric_add(&reader->images->options.metrics->decompressed_bytes, (uint64_t)count * IMAGE_PAGE_BYTES);
@@ -209,6 +211,7 @@ static void look_ahead(struct reader *reader, struct served *served, struct page
     uint64_t pushed = run.page + run.count;
     bool zero = held->layer == NULL;
     if (!zero) {
+        layer_have_read(held->layer, held->frame, 1);
         pushed = MAX(pushed, held->next);
         store_frame(served, held->wanted, &reader->frame, held->pages, held->count);
     }

@@ -104,7 +104,7 @@ void store_frame_now(struct served *served, uint64_t page, const struct image_pl
                      struct frame_buffer *frame)
 {
     const uint8_t *pages;
-    int count = layer_read_frame(place->layer, place->frame, false, frame, &pages, NULL);
+    int count = layer_read_frame(place->layer, place->frame, frame, &pages, NULL);
     if (count < 0)
         return; /* who really wants the page will learn why */
     metric_add(&served->images->options.metrics->decompressed_bytes, (uint64_t)count * IMAGE_PAGE_BYTES);

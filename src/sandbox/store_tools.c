@@ -390,8 +390,8 @@ static int read_side(struct comparison *comparison, int side, uint64_t page, siz
         memset(comparison->pages[side], 0, count * IMAGE_PAGE_BYTES);
         return 0;
     }
-    return image_read(comparison->images[side], page, count, true, comparison->frames[side],
-                      comparison->pages[side], err);
+    return image_read(comparison->images[side], page, count, comparison->frames[side], comparison->pages[side],
+                      err);
 }
 
 static int compare_contents(struct comparison *comparison, uint64_t page, uint64_t end, const bool zero[2],

@@ -189,7 +189,7 @@ static int move_extent(struct mover *mover, struct image *image, const struct ma
     int r = 0;
     for (uint32_t done = 0; r == 0 && done < extent->count;) {
         size_t count = MIN(extent->count - done, BATCH_PAGES - mover->filled);
-        r = image_read(image, extent->page + done, count, true, mover->buffer,
+        r = image_read(image, extent->page + done, count, mover->buffer,
                        mover->pages + mover->filled * IMAGE_PAGE_BYTES, err);
         /* A place lies in one frame. */
         for (size_t end = mover->filled + count; r == 0 && mover->filled < end;) {

@@ -137,7 +137,7 @@ size_t image_frame_mates(const struct image *image, uint64_t page,
     return count;
 }
 
-int image_read(struct image *image, uint64_t page, size_t count, bool drop, struct frame_buffer *buffer, void *to,
+int image_read(struct image *image, uint64_t page, size_t count, struct frame_buffer *buffer, void *to,
                struct error *err)
 {
     if (page > image->map.pages || count > image->map.pages - page)
@@ -155,7 +155,8 @@ int image_read(struct image *image, uint64_t page, size_t count, bool drop, stru
             memset(out, 0, run * IMAGE_PAGE_BYTES);
         } else {
             if (place.layer != held.layer || place.frame != held.frame) {
-                held_pages = layer_read_frame(place.layer, place.frame, drop, buffer, &pages, err);
+                held_pages = layer_read_frame(place.layer, place.frame, buffer, &pages, err);
+                layer_have_read(place.layer, place.frame, 1);
                 if (held_pages < 0)
                     return held_pages;
                 held = place;

@@ -1,7 +1,7 @@
 /*
  * image.h: reads the pages of a snapshot's image: map and open layers together.
  *
- * Order of calls: image_open; image_locate and image_read_frame, or image_read, from any number of threads, each
+ * Order of calls: image_open; image_locate and layer_read_frame, or image_read, from any number of threads, each
  * with a frame_buffer of its own; image_close. The layers stay readable while the image is open, even when gc has
  * removed their names. Errors as layer.h's; -ENOENT with its name when a layer is missing.
  */
@@ -42,8 +42,8 @@ struct image_mate {
 size_t image_frame_mates(const struct image *image, uint64_t page,
                          struct image_mate mates[static LAYER_FRAME_PAGES_MAX]);
 
-/* Copies `count` pages. Reads each frame once per run of pages it holds. */
-int image_read(struct image *image, uint64_t page, size_t count, bool drop, struct frame_buffer *buffer, void *to,
+/* Copies `count` pages. Reads each frame once per run of pages it holds, and has it leave the page cache. */
+int image_read(struct image *image, uint64_t page, size_t count, struct frame_buffer *buffer, void *to,
                struct error *err);
 
 #endif

@@ -90,15 +90,15 @@ void frame_buffer_free(struct frame_buffer *buffer);
 
 /*
  * Reads, checks and decompresses frame `frame`. *ret_pages points into the buffer until its next use; returns the
- * number of pages. The file's pages are dropped from the page cache with `drop`: what was decompressed is cached
- * elsewhere.
+ * number of pages.
  */
-int layer_read_frame(struct layer *layer, uint32_t frame, bool drop, struct frame_buffer *buffer,
-                     const uint8_t **ret_pages, struct error *err);
+int layer_read_frame(struct layer *layer, uint32_t frame, struct frame_buffer *buffer, const uint8_t **ret_pages,
+                     struct error *err);
 
 /*
- * Hints for a run of frames that is read without `drop`: the disk can fetch them all at once; and they may leave
- * the page cache together. One by one, neighbours in the file would lose the page that they share.
+ * Hints for a run of frames: the disk can fetch them all at once; and their bytes may leave the page cache, since
+ * what was decompressed is cached elsewhere. Best together: neighbours in the file share a page, which is read
+ * again if it left with only one of them.
  */
 void layer_will_read(struct layer *layer, uint32_t first, uint32_t count);
 void layer_have_read(struct layer *layer, uint32_t first, uint32_t count);

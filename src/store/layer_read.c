@@ -276,24 +276,14 @@ void frame_buffer_free(struct frame_buffer *buffer)
     free(buffer);
 }
 
-/* Whole pages only are dropped, so the range is widened to them; a neighbour that shared one is read again. */
-static void drop_from_cache(const struct layer *layer, const struct layer_frame *entry)
-{
-    uint64_t first = entry->offset / IMAGE_PAGE_BYTES * IMAGE_PAGE_BYTES;
-    uint64_t end = ROUND_UP(entry->offset + entry->stored_bytes, (uint64_t)IMAGE_PAGE_BYTES);
-    posix_fadvise(layer->fd, (off_t)first, (off_t)(end - first), POSIX_FADV_DONTNEED);
-}
-
-int layer_read_frame(struct layer *layer, uint32_t frame, bool drop, struct frame_buffer *buffer,
-                     const uint8_t **ret_pages, struct error *err)
+int layer_read_frame(struct layer *layer, uint32_t frame, struct frame_buffer *buffer, const uint8_t **ret_pages,
+                     struct error *err)
 {
     struct layer_frame entry;
     int r = find_frame(layer, frame, &entry, err);
     if (r < 0)
         return r;
     r = read_exactly(layer, buffer->stored, entry.stored_bytes, entry.offset, err);
-    if (drop)
-        drop_from_cache(layer, &entry);
     if (r < 0)
         return r;
     if (layer_frame_checksum(&entry, layer->id, frame, buffer->stored) != entry.checksum)
@@ -309,7 +299,8 @@ int layer_read_frame(struct layer *layer, uint32_t frame, bool drop, struct fram
     return entry.pages;
 }
 
-/* Frames that were added one after the other lie so, but needn't. */
+/* Frames that were added one after the other lie so, but needn't. The range is widened to whole pages: only those
+ * are dropped. */
 static void advise(struct layer *layer, uint32_t first, uint32_t count, int advice)
 {
     struct layer_frame begin;
@@ -371,7 +362,8 @@ static int verify_frames(struct layer *layer, struct frame_buffer *buffer, struc
     uint64_t pages = 0;
     for (uint32_t frame = 0; frame < layer->frames; frame++) {
         const uint8_t *content;
-        int r = layer_read_frame(layer, frame, true, buffer, &content, err);
+        int r = layer_read_frame(layer, frame, buffer, &content, err);
+        layer_have_read(layer, frame, 1);
         if (r < 0)
             return r;
         pages += (uint64_t)r;

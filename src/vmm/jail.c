@@ -11,10 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <linux/audit.h>
-#include <linux/filter.h>
 #include <linux/sched.h>
-#include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -22,7 +19,6 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -32,6 +28,7 @@
 #include <unistd.h>
 
 #include "base/io.h"
+#include "vmm/syscall_filter.h"
 
 /* Mount point of the new root while it is put together; it exists on every system. */
 #define NEW_ROOT "/tmp"
@@ -50,7 +47,7 @@ enum step {
     STEP_PIVOT,
     STEP_DESCRIPTORS,
     STEP_PRIVILEGES,
-    STEP_HUGE_PAGES,
+    STEP_FILTER,
     STEP_EXEC,
 };
 
@@ -64,7 +61,7 @@ static const char *const step_names[] = {
     [STEP_PIVOT] = "changing the root",
     [STEP_DESCRIPTORS] = "handing over descriptors",
     [STEP_PRIVILEGES] = "dropping privileges",
-    [STEP_HUGE_PAGES] = "installing a system call filter",
+    [STEP_FILTER] = "installing a system call filter",
     [STEP_EXEC] = "executing the program",
 };
 
@@ -209,27 +206,6 @@ static int drop_privileges(const struct jail_options *options)
     return (int)syscall(SYS_setresuid, options->uid, options->uid, options->uid);
 }
 
-/*
- * QEMU asks for huge pages for the guest's memory. In a private mapping of a file they come to nothing, but the
- * kernel then reads 4 MiB around each page that is missing (do_sync_mmap_readahead in mm/filemap.c), whatever the
- * file's own read-ahead is. The call does nothing and succeeds.
- */
-static int ignore_huge_page_advice(void)
-{
-    struct sock_filter filter[] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 5),
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_madvise, 0, 3),
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[2])),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, MADV_HUGEPAGE, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-    };
-    struct sock_fprog program = {.len = ARRAY_SIZE(filter), .filter = filter};
-    return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
-}
-
 static bool run_step(enum step step, const struct jail_options *options, int report_fd)
 {
     switch (step) {
@@ -251,8 +227,8 @@ static bool run_step(enum step step, const struct jail_options *options, int rep
         return hand_over_descriptors(options, report_fd) == 0;
     case STEP_PRIVILEGES:
         return drop_privileges(options) == 0;
-    case STEP_HUGE_PAGES:
-        return ignore_huge_page_advice() == 0;
+    case STEP_FILTER:
+        return syscall_filter_install(options->device != NULL && strcmp(options->device, "/dev/kvm") == 0) == 0;
     case STEP_EXEC:
         execve(options->arguments[0], options->arguments, options->environment);
         return false;

@@ -3,8 +3,8 @@
  *
  * What it sees: /usr, read-only, with the usual links to it; /etc/ld.so.cache; /dev with null, zero, urandom and
  * the devices asked for; /vm, the directory given, without devices or set-uid, and in it the files bound there;
- * nothing else, no /proc. It is its
- * own session and survives the daemon. It can gain no privileges (no_new_privs) and leaves no core file.
+ * nothing else, no /proc. It is its own session and survives the daemon. It can gain no privileges (no_new_privs),
+ * share no memory (syscall_filter.h) and leaves no core file.
  *
  * Threads: any; the child between clone and exec uses nothing but system calls on prepared data, since the daemon
  * is multi-threaded.

@@ -39,7 +39,7 @@ static bool read_frames(struct layer *layer)
     for (uint32_t frame = 0; frame < layer_frame_count(layer); frame++) {
         CLEANUP_ERROR struct error err = ERROR_INIT;
         const uint8_t *pages = NULL;
-        int r = layer_read_frame(layer, frame, false, buffer, &pages, &err);
+        int r = layer_read_frame(layer, frame, buffer, &pages, &err);
         if ((r < 0 && err.message == NULL) || r == 0 || (r > 0 && (unsigned)r > layer_frame_pages(layer)))
             abort();
         whole &= r > 0;

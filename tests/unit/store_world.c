@@ -187,7 +187,7 @@ static int check_image(struct store *store, struct snapshot *snapshot, enum imag
         return r;
     r = frame_buffer_new(&buffer, err);
     if (r == 0)
-        r = image_read(image, 0, MODEL_PAGES, false, buffer, bytes, err);
+        r = image_read(image, 0, MODEL_PAGES, buffer, bytes, err);
     for (size_t page = 0; r == 0 && page < MODEL_PAGES; page++) {
         fill_page(expected, pages[page]);
         if (memcmp(bytes + page * IMAGE_PAGE_BYTES, expected, IMAGE_PAGE_BYTES) != 0)

@@ -292,7 +292,7 @@ static void read_extent(struct layer *layer, struct frame_buffer *buffer, const 
     for (uint32_t i = 0; i < extent->count; i++) {
         const uint8_t *pages;
         uint32_t slot = extent->slot + i;
-        int count = layer_read_frame(layer, slot / frame_pages, false, buffer, &pages, &err);
+        int count = layer_read_frame(layer, slot / frame_pages, buffer, &pages, &err);
         if (count < 0)
             fail_msg("%s", error_message(&err));
         assert_true((int)(slot % frame_pages) < count);

@@ -136,7 +136,7 @@ static void read_pages(struct world *world, const struct map_extent *extent, uin
         const uint8_t *pages;
         uint32_t slot = extent->slot + i;
         unsigned frame_pages = layer_frame_pages(layer);
-        int count = layer_read_frame(layer, slot / frame_pages, false, buffer, &pages, &err);
+        int count = layer_read_frame(layer, slot / frame_pages, buffer, &pages, &err);
         assert_true(count > (int)(slot % frame_pages));
         memcpy(to + i * PAGE, pages + slot % frame_pages * PAGE, PAGE);
     }

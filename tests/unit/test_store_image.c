@@ -129,11 +129,11 @@ static void every_range_reads_as_it_was_written(void **state)
         uint64_t page = i == 0 ? 0 : random_below(PAGES);
         size_t count = i == 0 ? PAGES : random_below((uint32_t)MIN(PAGES - page, 70u) + 1);
         memset(bytes, 0x5a, count * IMAGE_PAGE_BYTES);
-        assert_int_equal(image_read(image, page, count, i % 2 == 0, buffer, bytes, NULL), 0);
+        assert_int_equal(image_read(image, page, count, buffer, bytes, NULL), 0);
         expect_pages(&world, page, count, bytes);
     }
-    assert_int_equal(image_read(image, PAGES - 1, 2, false, buffer, bytes, NULL), -EINVAL);
-    assert_int_equal(image_read(image, UINT64_MAX, 2, false, buffer, bytes, NULL), -EINVAL);
+    assert_int_equal(image_read(image, PAGES - 1, 2, buffer, bytes, NULL), -EINVAL);
+    assert_int_equal(image_read(image, UINT64_MAX, 2, buffer, bytes, NULL), -EINVAL);
     frame_buffer_free(buffer);
     image_close(image);
     world_done(&world);
@@ -162,7 +162,7 @@ static void places_and_mates_lead_to_the_pages(void **state)
             continue;
         }
         const uint8_t *pages = NULL;
-        assert_true(layer_read_frame(place.layer, place.frame, true, buffer, &pages, NULL) > 0);
+        assert_true(layer_read_frame(place.layer, place.frame, buffer, &pages, NULL) > 0);
         expect_pages(&world, page, place.count, pages + place.index * IMAGE_PAGE_BYTES);
         bool self = false;
         for (size_t i = 0; i < count; i++) {
@@ -198,7 +198,7 @@ static void an_open_image_outlives_the_names_of_its_layers(void **state)
     struct frame_buffer *buffer = NULL;
     assert_int_equal(frame_buffer_new(&buffer, NULL), 0);
     CLEANUP_FREE uint8_t *bytes = malloc((size_t)PAGES * IMAGE_PAGE_BYTES);
-    assert_int_equal(image_read(image, 0, PAGES, false, buffer, bytes, NULL), 0);
+    assert_int_equal(image_read(image, 0, PAGES, buffer, bytes, NULL), 0);
     expect_pages(&world, 0, PAGES, bytes);
     frame_buffer_free(buffer);
     image_close(image);
@@ -255,10 +255,10 @@ static void a_page_that_its_frame_lacks_is_an_error(void **state)
     struct frame_buffer *buffer = NULL;
     assert_int_equal(frame_buffer_new(&buffer, NULL), 0);
     uint8_t out[3 * IMAGE_PAGE_BYTES];
-    assert_int_equal(image_read(image, 5, 2, false, buffer, out, NULL), 0);
+    assert_int_equal(image_read(image, 5, 2, buffer, out, NULL), 0);
     assert_memory_equal(out, pages, sizeof(pages));
-    assert_int_equal(image_read(image, 5, 3, false, buffer, out, NULL), -EBADMSG);
-    assert_int_equal(image_read(image, 7, 1, false, buffer, out, NULL), -EBADMSG);
+    assert_int_equal(image_read(image, 5, 3, buffer, out, NULL), -EBADMSG);
+    assert_int_equal(image_read(image, 7, 1, buffer, out, NULL), -EBADMSG);
     frame_buffer_free(buffer);
     image_close(image);
     world_done(&world);

@@ -110,7 +110,7 @@ static int read_written(struct layer *layer, struct frame_buffer *buffer, const 
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
     const uint8_t *pages = NULL;
-    int r = layer_read_frame(layer, frame->slot / layer_frame_pages(layer), true, buffer, &pages, &err);
+    int r = layer_read_frame(layer, frame->slot / layer_frame_pages(layer), buffer, &pages, &err);
     if (r < 0) {
         assert_non_null(err.message);
         return r;
@@ -151,7 +151,7 @@ static void expect_all(int directory, const struct sample *sample)
     if (layer_verify(layer, &err) < 0)
         fail_msg("%s", error_message(&err));
     const uint8_t *none;
-    assert_int_equal(layer_read_frame(layer, (uint32_t)sample->count, false, buffer, &none, NULL), -EBADMSG);
+    assert_int_equal(layer_read_frame(layer, (uint32_t)sample->count, buffer, &none, NULL), -EBADMSG);
     frame_buffer_free(buffer);
     layer_close(layer);
 }
@@ -263,7 +263,7 @@ static void *read_frames(void *context)
         const struct written *frame = &team->sample->frames[(i * 7 + team->first) % team->sample->count];
         const uint8_t *pages = NULL;
         fill(expected, frame->pages, frame->seed);
-        team->failed = layer_read_frame(team->layer, frame->slot / 4, false, buffer, &pages, NULL) < 0 ||
+        team->failed = layer_read_frame(team->layer, frame->slot / 4, buffer, &pages, NULL) < 0 ||
                        memcmp(pages, expected, (size_t)frame->pages * IMAGE_PAGE_BYTES) != 0;
     }
     frame_buffer_free(buffer);
@@ -651,7 +651,7 @@ static void frames_added_at_once_follow_each_other(void **state)
     for (size_t i = 0; i < ARRAY_SIZE(counts); i++) {
         for (unsigned page = 0; page < counts[i]; page += 4) {
             const uint8_t *read;
-            int n = layer_read_frame(layer, (slots[i] + page) / 4, false, buffer, &read, NULL);
+            int n = layer_read_frame(layer, (slots[i] + page) / 4, buffer, &read, NULL);
             assert_int_equal(n, MIN(counts[i] - page, 4u));
             assert_memory_equal(read, pages + (size_t)page * IMAGE_PAGE_BYTES, (size_t)n * IMAGE_PAGE_BYTES);
         }

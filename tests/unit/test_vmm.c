@@ -3,8 +3,11 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -12,6 +15,7 @@
 #include "unit.h"
 #include "vmm/jail.h"
 #include "vmm/qmp.h"
+#include "vmm/syscall_filter.h"
 #include "vmm/vmm.h"
 
 #define JAIL_UID 812345
@@ -114,6 +118,76 @@ static void a_jail_names_the_step_that_failed(void **state)
     options.directory = "/nonexistent";
     assert_int_equal(jail_spawn(&options, &pid, &pidfd, &err), -ENOENT);
     assert_non_null(strstr(error_message(&err), "mounting the jail's root"));
+}
+
+/* ---- the filter of system calls ---- */
+
+#define SIX_PAGES ((size_t)6 * 4096)
+
+static int map_errno(size_t length, int protection, int flags, int fd, off_t offset)
+{
+    void *place = mmap(NULL, length, protection, flags, fd, offset);
+    return place == MAP_FAILED ? errno : 0;
+}
+
+/* Returns the line of the first expectation that isn't met, or 0. */
+static int try_calls(bool kvm, int fd)
+{
+    const int both = PROT_READ | PROT_WRITE;
+#define EXPECT(condition)                                                                                          \
+    do {                                                                                                           \
+        if (!(condition))                                                                                          \
+            return __LINE__;                                                                                       \
+    } while (0)
+    uint8_t *before = mmap(NULL, SIX_PAGES, PROT_READ, MAP_SHARED, fd, 0);
+    uint8_t *own = mmap(NULL, SIX_PAGES, both, MAP_PRIVATE, fd, 0);
+    EXPECT(before != MAP_FAILED && own != MAP_FAILED);
+    EXPECT(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && syscall_filter_install(kvm) == 0);
+
+    EXPECT(map_errno(SIX_PAGES, both, MAP_SHARED, fd, 0) == EACCES);
+    EXPECT(map_errno(SIX_PAGES, PROT_READ, MAP_SHARED, fd, 0) == EACCES); /* mprotect would add to it */
+    EXPECT(map_errno(SIX_PAGES, both, MAP_SHARED_VALIDATE, fd, 0) == EACCES);
+    EXPECT(map_errno(4096, both, MAP_SHARED, fd, 4096) == EACCES);
+    EXPECT(map_errno((SIZE_MAX >> 20 << 12) + 4096, both, MAP_SHARED, fd, 0) == EACCES); /* 4096 in its low half */
+    EXPECT(map_errno(4096, both, MAP_SHARED, fd, (off_t)1 << 32) == EACCES);
+    EXPECT(map_errno(3 * 4096, both, MAP_SHARED, fd, 0) == (kvm ? 0 : EACCES));
+    EXPECT(mremap(before, 4096, SIX_PAGES, MREMAP_MAYMOVE) == MAP_FAILED && errno == ENOSYS);
+    EXPECT(syscall(SYS_remap_file_pages, before, 4096, 0, 1, 0) == -1 && errno == ENOSYS);
+    EXPECT(syscall(SYS_mmap | 0x40000000, NULL, 4096, both, MAP_SHARED, fd, 0) == -1 && errno == ENOSYS);
+
+    EXPECT(map_errno(SIX_PAGES, both, MAP_PRIVATE, fd, 0) == 0);
+    EXPECT(map_errno(SIX_PAGES, both, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == 0);
+    EXPECT(madvise(own, SIX_PAGES, MADV_DONTNEED) == 0);
+    EXPECT(madvise((void *)1, SIX_PAGES, MADV_HUGEPAGE) == 0); /* the kernel isn't asked */
+    EXPECT(madvise((void *)1, SIX_PAGES, MADV_DONTNEED) == -1);
+    char *grown = realloc(malloc(1 << 20), 4 << 20);
+    EXPECT(grown != NULL);
+#undef EXPECT
+    free(grown);
+    return 0;
+}
+
+static void nothing_is_shared_with_a_vmm(void **state)
+{
+    (void)state;
+    CLEANUP_CLOSE int fd = memfd_create("image", MFD_CLOEXEC);
+    assert_int_equal(ftruncate(fd, (off_t)SIX_PAGES), 0);
+    for (int kvm = 0; kvm < 2; kvm++) {
+        int line[2];
+        assert_int_equal(pipe2(line, O_CLOEXEC), 0);
+        pid_t pid = fork();
+        if (pid == 0) {
+            int failed = try_calls(kvm != 0, fd);
+            _exit(write(line[1], &failed, sizeof(failed)) == (ssize_t)sizeof(failed) ? 0 : 1);
+        }
+        close(line[1]);
+        int failed = -1;
+        assert_int_equal(io_read_full(line[0], &failed, sizeof(failed)), sizeof(failed));
+        close(line[0]);
+        assert_int_equal(waitpid(pid, NULL, 0), pid);
+        if (failed != 0)
+            fail_msg("with kvm %d: line %d", kvm, failed);
+    }
 }
 
 /* ---- QMP ---- */
@@ -260,11 +334,11 @@ int main(void)
         return 77;
     }
     const struct CMUnitTest tests[] = {
-        UNIT_TEST(a_jail_shows_nothing_of_the_host),        UNIT_TEST(a_jail_cannot_write_or_gain_anything),
-        UNIT_TEST(descriptors_arrive_where_they_should),    UNIT_TEST(a_jail_names_the_step_that_failed),
-        UNIT_TEST(replies_are_told_from_events_and_others), UNIT_TEST(a_refusal_carries_its_reason),
-        UNIT_TEST(a_misbehaving_peer_only_fails_the_call),  UNIT_TEST(a_dead_process_is_not_adopted),
-        UNIT_TEST(a_descriptor_goes_with_its_command),
+        UNIT_TEST(a_jail_shows_nothing_of_the_host),     UNIT_TEST(a_jail_cannot_write_or_gain_anything),
+        UNIT_TEST(descriptors_arrive_where_they_should), UNIT_TEST(a_jail_names_the_step_that_failed),
+        UNIT_TEST(nothing_is_shared_with_a_vmm),         UNIT_TEST(replies_are_told_from_events_and_others),
+        UNIT_TEST(a_refusal_carries_its_reason),         UNIT_TEST(a_misbehaving_peer_only_fails_the_call),
+        UNIT_TEST(a_dead_process_is_not_adopted),        UNIT_TEST(a_descriptor_goes_with_its_command),
     };
     return cmocka_run_group_tests_name("vmm", tests, NULL, NULL);
 }
