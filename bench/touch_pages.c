@@ -9,8 +9,8 @@
  *
  *     touch-pages cold SUBJECT REFERENCE CONTENT LAYER COUNT [random]
  *         One page at a time that isn't in the page cache, COUNT pages at random, of those that are not zero in
- *         CONTENT. LAYER is read at random with O_DIRECT, so much at a time as a frame of four pages takes on disk:
- *         what the disk's own part is. With `random` the mapping is told so (MADV_RANDOM).
+ *         CONTENT. LAYER is read at random with O_DIRECT, so much at a time as a frame of eight pages takes on
+ * disk: what the disk's own part is. With `random` the mapping is told so (MADV_RANDOM).
  *         {"subject": […], "reference": […], "disk": […]}
  */
 #include <errno.h>
@@ -29,7 +29,7 @@
 #include "base/io.h"
 
 #define PAGE       ((size_t)4096)
-#define DISK_READ  ((size_t)8192)
+#define DISK_READ  ((size_t)16384)
 #define SCATTER    ((uint64_t)7919) /* prime, so that every page is reached once */
 #define PASSES_MAX 1000
 #define COUNT_MAX  100000

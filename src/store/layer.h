@@ -27,7 +27,7 @@ bool layer_id_valid(const char *id);
 #define LAYER_FRAME_PAGES_MAX 512u
 
 /* From measurement (docs/architecture.md). */
-#define LAYER_FRAME_PAGES_MEMORY 4u
+#define LAYER_FRAME_PAGES_MEMORY 8u
 #define LAYER_FRAME_PAGES_DISK   16u
 
 enum layer_codec { LAYER_CODEC_NONE = 0, LAYER_CODEC_LZ4 = 1, LAYER_CODEC_ZSTD = 2 };
