@@ -51,6 +51,15 @@ def test_a_resume_takes_one_that_waits_and_another_takes_its_place(new_daemon):
     daemon.expect_clean()
 
 
+def test_a_vmm_shares_no_memory(sandbox):
+    """With what it has open for writing it could change others' memory, otherwise."""
+    with open(f"/proc/{sandbox.info()['vmm_pid']}/maps") as file:
+        mappings = [line.split() for line in file]
+    assert any(fields[1] == "rw-p" and fields[-1].endswith("/vm/memory") for fields in mappings)
+    shared = [fields for fields in mappings if fields[1].endswith("s")]
+    assert all(fields[-1].startswith("anon_inode:kvm-vcpu") for fields in shared), shared
+
+
 def test_those_that_wait_are_as_confined_as_any(new_daemon):
     daemon = new_daemon()
     daemon.expect_filled()
@@ -59,7 +68,7 @@ def test_those_that_wait_are_as_confined_as_any(new_daemon):
     for pid in (first, second):
         assert set(status(pid, "Uid")) & {"0"} == set()
         assert status(pid, "CapEff") == ["0" * 16] and status(pid, "NoNewPrivs") == ["1"]
-        wait_until(lambda pid=pid: status(pid, "Seccomp") == ["2"], "QEMU's seccomp filter")
+        wait_until(lambda pid=pid: status(pid, "Seccomp_filters") == ["2"], "the jail's filter and QEMU's")
         files = set(os.listdir(f"/proc/{pid}/root/vm"))
         assert files == {"qmp.sock", "control.sock", "console.log", "memory", "rootfs", "vmm.log"}
     for namespace in ("net", "mnt", "pid", "ipc", "uts"):
@@ -120,6 +129,7 @@ def test_the_shape_asked_for_last_is_kept(new_daemon):
     two.resume()
     wait_until(lambda: 2 in [cpus(pid) for pid in daemon.standbys()], "a standby with two CPUs")
     two.pause()
+    daemon.expect_filled()
     waiting = [pid for pid in daemon.standbys() if cpus(pid) == 2]
     two.resume()
     assert two.info()["vmm_pid"] in waiting and two.sh("nproc") == "2"
