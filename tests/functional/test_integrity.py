@@ -113,14 +113,28 @@ def go_on_as_a_child(filled, whole):
     filled.check(child, whole)
 
 
-CYCLES = [pause_and_resume, fork_children, three_generations, go_on_as_a_child]
+def checkpoint_and_go_on(filled, whole):
+    """What is kept is the same as what goes on."""
+    daemon = filled.sandbox.daemon
+    snapshot = daemon.json("checkpoint", filled.sandbox.id)["id"]
+    try:
+        filled.check(filled.sandbox, whole)
+        copy = daemon.run(template=snapshot)
+        filled.check(copy, whole)
+        filled.check_churn(copy)
+        copy.kill()
+    finally:
+        daemon.cli("snapshot", "rm", snapshot).expect(0)
+
+
+CYCLES = [pause_and_resume, fork_children, checkpoint_and_go_on, three_generations, go_on_as_a_child]
 
 
 @pytest.mark.parametrize("memory_mib", [512, 1024])
 def test_memory_full_of_random_bytes(daemon, memory_mib):
     """Filled once; each cycle looks at a random slice, every tenth at all of it."""
     filled = Filled(daemon, memory_mib, random.Random(memory_mib), known=soak(10, None))
-    cycles = soak(4 if memory_mib == 512 else 2, 100)
+    cycles = soak(len(CYCLES) if memory_mib == 512 else 2, 100)
     for cycle in range(cycles):
         # Round robin first, so that a short run has each kind.
         operation = CYCLES[cycle] if cycle < len(CYCLES) else filled.randomness.choice(CYCLES)
