@@ -137,7 +137,7 @@ static int record(struct manager *manager, const struct checkpoint *checkpoint, 
                                  json_list(&checkpoint->environment));
     if (document == NULL)
         return error_set(err, ENOMEM, "out of memory");
-    int r = registry_put_durable(manager->registry, REGISTRY_CHECKPOINT, checkpoint->name, document, err);
+    int r = registry_put(manager->registry, REGISTRY_CHECKPOINT, checkpoint->name, document, true, err);
     json_decref(document);
     return r;
 }

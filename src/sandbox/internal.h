@@ -167,7 +167,7 @@ int sandbox_set_state(struct manager *manager, struct sandbox *sandbox, enum san
  * recovery makes of the older record must be true, too.
  */
 void sandbox_force_state(struct manager *manager, struct sandbox *sandbox, enum sandbox_state state);
-/* Records the sandbox as it is. */
+/* Records the sandbox as it is: durably if it was to be durable, and while a pause is under way. */
 int sandbox_record(struct manager *manager, struct sandbox *sandbox, struct error *err);
 int sandbox_require(const struct sandbox *sandbox, enum sandbox_state state, const char *what, struct error *err);
 /* Gives up on a sandbox: the reason is recorded and shown. */

@@ -249,7 +249,10 @@ int sandbox_record(struct manager *manager, struct sandbox *sandbox, struct erro
         json_decref(document);
         return error_set(err, ENOMEM, "out of memory");
     }
-    int r = registry_put(manager->registry, REGISTRY_SANDBOX, info->id, document, err);
+    /* What a pause commits must be found again, since what the sandbox had before is removed then. A resume doesn't
+     * wait for the disk: without its record the sandbox is paused as it was. */
+    bool durable = info->durable || sandbox->pending_snapshot != NULL;
+    int r = registry_put(manager->registry, REGISTRY_SANDBOX, info->id, document, durable, err);
     json_decref(document);
     return r;
 }
@@ -591,7 +594,7 @@ int template_record(struct manager *manager, const struct template_info *info, s
                   (json_int_t)info->disk_bytes, "created_ns", (json_int_t)info->created_ns);
     if (document == NULL)
         return error_set(err, ENOMEM, "out of memory");
-    int r = registry_put(manager->registry, REGISTRY_TEMPLATE, info->id, document, err);
+    int r = registry_put(manager->registry, REGISTRY_TEMPLATE, info->id, document, true, err);
     json_decref(document);
     return r;
 }

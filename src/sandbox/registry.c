@@ -96,9 +96,10 @@ static int prepare_schema(struct registry *registry, struct error *err)
     if (atoi(text) == SCHEMA_VERSION)
         return execute(registry, "PRAGMA synchronous=NORMAL", err);
     return execute(registry,
-                   "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"
-                   "CREATE TABLE object(kind INTEGER NOT NULL, id TEXT NOT NULL, document TEXT NOT NULL,"
-                   " PRIMARY KEY(kind, id)) WITHOUT ROWID; PRAGMA user_version=1;",
+                   "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;"
+                   "BEGIN; CREATE TABLE object(kind INTEGER NOT NULL, id TEXT NOT NULL, document TEXT NOT NULL,"
+                   " PRIMARY KEY(kind, id)) WITHOUT ROWID; PRAGMA user_version=1; COMMIT;"
+                   "PRAGMA synchronous=NORMAL;",
                    err);
 }
 
@@ -134,11 +135,10 @@ void registry_close(struct registry *registry)
     free(registry);
 }
 
-/* Runs a statement with kind, id and (if not NULL) a text bound. */
+/* Runs a statement with kind, id and (if not NULL) a text bound. The lock is held. */
 static int run(struct registry *registry, const char *sql, enum registry_kind kind, const char *id,
                const char *text, struct error *err)
 {
-    pthread_mutex_lock(&registry->lock);
     sqlite3_stmt *statement = NULL;
     int r = 0;
     if (sqlite3_prepare_v2(registry->database, sql, -1, &statement, NULL) != SQLITE_OK ||
@@ -148,37 +148,38 @@ static int run(struct registry *registry, const char *sql, enum registry_kind ki
         sqlite3_step(statement) != SQLITE_DONE)
         r = fail(registry, err);
     sqlite3_finalize(statement);
-    pthread_mutex_unlock(&registry->lock);
+    return r;
+}
+
+static int run_durable(struct registry *registry, const char *sql, enum registry_kind kind, const char *id,
+                       const char *text, struct error *err)
+{
+    int r = execute(registry, "PRAGMA synchronous=FULL", err);
+    if (r == 0)
+        r = run(registry, sql, kind, id, text, err);
+    execute(registry, "PRAGMA synchronous=NORMAL", NULL);
     return r;
 }
 
 int registry_put(struct registry *registry, enum registry_kind kind, const char *id, const json_t *document,
-                 struct error *err)
+                 bool durable, struct error *err)
 {
+    static const char sql[] = "INSERT OR REPLACE INTO object(kind, id, document) VALUES(?, ?, ?)";
     CLEANUP_FREE char *text = json_dumps(document, JSON_COMPACT);
     if (text == NULL)
         return error_set(err, ENOMEM, "out of memory");
-    return run(registry, "INSERT OR REPLACE INTO object(kind, id, document) VALUES(?, ?, ?)", kind, id, text, err);
-}
-
-int registry_put_durable(struct registry *registry, enum registry_kind kind, const char *id, const json_t *document,
-                         struct error *err)
-{
-    /* What others write meanwhile is durable, too. */
     pthread_mutex_lock(&registry->lock);
-    int r = execute(registry, "PRAGMA synchronous=FULL", err);
-    pthread_mutex_unlock(&registry->lock);
-    if (r == 0)
-        r = registry_put(registry, kind, id, document, err);
-    pthread_mutex_lock(&registry->lock);
-    execute(registry, "PRAGMA synchronous=NORMAL", NULL);
+    int r = (durable ? run_durable : run)(registry, sql, kind, id, text, err);
     pthread_mutex_unlock(&registry->lock);
     return r;
 }
 
 int registry_delete(struct registry *registry, enum registry_kind kind, const char *id, struct error *err)
 {
-    return run(registry, "DELETE FROM object WHERE kind = ? AND id = ?", kind, id, NULL, err);
+    pthread_mutex_lock(&registry->lock);
+    int r = run_durable(registry, "DELETE FROM object WHERE kind = ? AND id = ?", kind, id, NULL, err);
+    pthread_mutex_unlock(&registry->lock);
+    return r;
 }
 
 static int visit_row(struct registry *registry, sqlite3_stmt *statement, registry_visitor each, void *context,

@@ -2,9 +2,9 @@
  * registry.h: what the daemon must know again after a restart, in SQLite (data directory, registry.db).
  *
  * Sandboxes, templates and checkpoints, each a JSON document under an id. A document is written whole, in
- * one transaction, before and after each transition. Write-ahead logging without a sync per write: after a crash of
- * the daemon nothing is missing; after a power failure the last writes may be, and the snapshots on disk, which are
- * synced, say what was committed.
+ * one transaction, before and after each transition. After a crash of the daemon nothing is missing. After a power
+ * failure the last writes may be, but none before the last durable one: write-ahead logging, with a sync (about 1
+ * ms) only where something would be lost that can't be told from what is on disk.
  *
  * Threads: any; calls are serialised inside.
  */
@@ -12,6 +12,7 @@
 #define DORMOUSE_SANDBOX_REGISTRY_H
 
 #include <jansson.h>
+#include <stdbool.h>
 
 #include "base/error.h"
 
@@ -24,10 +25,8 @@ int registry_open(const char *path, struct registry **ret, struct error *err);
 void registry_close(struct registry *registry);
 
 int registry_put(struct registry *registry, enum registry_kind kind, const char *id, const json_t *document,
-                 struct error *err);
-/* It, and all that was written before, is there after a power failure, too. */
-int registry_put_durable(struct registry *registry, enum registry_kind kind, const char *id, const json_t *document,
-                         struct error *err);
+                 bool durable, struct error *err);
+/* Durable: what it referred to is removed next. */
 int registry_delete(struct registry *registry, enum registry_kind kind, const char *id, struct error *err);
 
 /* Calls `each` for every object; a negative result ends the walk and is returned. */

@@ -33,7 +33,7 @@ static int refuse_visit(void *context, const char *id, const json_t *document, s
 static void put(struct registry *registry, const char *id, int n)
 {
     json_t *document = json_pack("{s:i}", "n", n);
-    assert_int_equal(registry_put(registry, REGISTRY_SANDBOX, id, document, NULL), 0);
+    assert_int_equal(registry_put(registry, REGISTRY_SANDBOX, id, document, false, NULL), 0);
     json_decref(document);
 }
 
