@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 import watchdog
-from harness import Daemon, Outside, wait_until
+from harness import Daemon, Outside, run_process, wait_until
 
 CACHE = Path(os.environ.get("DORMOUSE_TEST_CACHE", "/var/cache/dormouse-tests"))
 SHARED_PARTS = ("cache", "kernels")
 TINY_OPTIONS = ("--memory", "256M")
+SMALL_DISK_BYTES = 800 << 20
 DIRECTORY = pytest.StashKey[Path]()
 
 
@@ -126,3 +127,19 @@ def pytest_runtest_makereport(item):
         tail = log.read_text(errors="replace")[-1500:]
         if tail:
             report.sections.append((log.name, tail))
+
+
+@pytest.fixture
+def small_disk(directory):
+    """An ext4 of a few hundred MiB in a file, mounted below the session's directory."""
+    image = directory / "small.img"
+    mount = directory / "small"
+    mount.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(SMALL_DISK_BYTES)
+    run_process(["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", image]).expect(0)
+    run_process(["mount", "-o", "loop", image, mount]).expect(0)
+    yield mount
+    run_process(["umount", mount]).expect(0)
+    image.unlink()
+    mount.rmdir()

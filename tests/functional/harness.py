@@ -264,9 +264,10 @@ class Daemon:
 
     def all_vmms(self):
         """Process id → name of the VM directory of every VMM process that carries this daemon's mark."""
-        if not (self.data / "instance").exists():
+        try:
+            mark = f"DORMOUSE_VMM={self.instance()}/".encode()
+        except FileNotFoundError:
             return {}
-        mark = f"DORMOUSE_VMM={self.instance()}/".encode()
         found = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():

@@ -1,35 +1,14 @@
-"""A disk that fills up costs nobody their sandbox; one that goes away, only those that ran."""
+"""A disk that fills up costs nobody their sandbox."""
 
 import contextlib
-import fcntl
 import os
-import signal
-import struct
 
 import pytest
 
-import watchdog
 from guest import Counter
-from harness import Daemon, run_process, wait_until
+from harness import Daemon
 
 MIB = 1 << 20
-SIZE_MIB = 800
-
-
-@pytest.fixture
-def small_disk(directory):
-    """An ext4 of a few hundred MiB in a file, mounted below the session's directory."""
-    image = directory / "small.img"
-    mount = directory / "small"
-    mount.mkdir()
-    with open(image, "wb") as file:
-        file.truncate(SIZE_MIB * MIB)
-    run_process(["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", image]).expect(0)
-    run_process(["mount", "-o", "loop", image, mount]).expect(0)
-    yield mount
-    run_process(["umount", mount]).expect(0)
-    image.unlink()
-    mount.rmdir()
 
 
 @pytest.fixture
@@ -129,76 +108,3 @@ def test_killing_needs_no_space(small_daemon, small_disk):
     assert small_daemon.list() == {}
     filler.remove()
     small_daemon.expect_clean()
-
-
-# ---- a disk that goes away ----
-
-# linux/ext4.h: every call fails from then on, and what was not flushed is gone.
-EXT4_IOC_SHUTDOWN = 0x8004587D
-EXT4_GOING_FLAGS_NOLOGFLUSH = 2
-
-
-def take_away(disk):
-    directory = os.open(disk, os.O_RDONLY)
-    try:
-        fcntl.ioctl(directory, EXT4_IOC_SHUTDOWN, struct.pack("I", EXT4_GOING_FLAGS_NOLOGFLUSH))
-    finally:
-        os.close(directory)
-
-
-def bring_back(disk):
-    run_process(["umount", disk]).expect(0)
-    run_process(["mount", "-o", "loop", disk.with_suffix(".img"), disk]).expect(0)
-
-
-@pytest.fixture
-def fleeting(small_disk, seed):
-    """A daemon, and a list for the processes to be ended; the disk is there again, however a test ends."""
-    daemon = Daemon(small_disk, "data", seed, vmm_ahead=0).start()
-    processes = []
-    yield daemon, processes
-    if not os.access(daemon.data, os.R_OK):
-        end(daemon, processes)
-        bring_back(small_disk)
-    daemon.dispose()
-
-
-def end(daemon, processes):
-    """All at once, as the host."""
-    daemon.kill()
-    for pid in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in processes), "the end of its processes")
-    for point in watchdog.mounts(daemon.data):
-        watchdog.quietly("umount", "--lazy", point)
-
-
-def test_a_disk_that_goes_away_takes_nothing_committed_along(fleeting, small_disk):
-    daemon, processes = fleeting
-    run_process(["sync", "-f", small_disk]).expect(0)  # the templates were only copied there
-    paused, running = daemon.run(), daemon.run()
-    durable = daemon.run("--durable")
-    durable.sh("echo flushed > /root/file; sync")
-    dirty(paused, 20)
-    counter = Counter(paused)
-    state = counter.read()
-    paused.pause()
-    processes += [*daemon.all_vmms(), daemon.image_server()]
-    take_away(small_disk)
-    for verb, sandbox in (("pause", running), ("fork", running), ("checkpoint", running), ("resume", paused)):
-        daemon.cli(verb, sandbox.id).expect_failure("I/O error|Input/output error")
-    assert daemon.process.poll() is None
-    end(daemon, processes)
-    bring_back(small_disk)
-    daemon.start()
-    assert [one.state() for one in (paused, running, durable)] == ["paused", "lost", "paused"]
-    assert running.info()["lost_reason"]
-    daemon.cli("store", "verify").expect(0)
-    paused.resume()
-    expect_intact(paused)
-    counter.wait_beyond(state)
-    durable.resume()
-    assert durable.sh("cat /root/file") == "flushed"
-    daemon.cli("kill", "--all").expect(0)
-    daemon.expect_clean()
