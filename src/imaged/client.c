@@ -161,9 +161,9 @@ static int await_ready(int fd, struct error *err)
 
 static int start_server(const struct imaged *imaged, struct error *err)
 {
-    CLEANUP_FREE char *log_path = NULL;
-    if (asprintf(&log_path, "%s/%s", imaged->data_directory, PROTOCOL_LOG) < 0)
-        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP_FREE char *log_path = io_path(imaged->data_directory, PROTOCOL_LOG, err);
+    if (log_path == NULL)
+        return -ENOMEM;
     CLEANUP_CLOSE int log_fd = open(log_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
     if (log_fd < 0)
         return error_errno(err, "cannot open %s", log_path);

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/io.h"
 #include "imaged/fuse_mount.h"
 #include "imaged/protocol.h"
 
@@ -376,10 +377,9 @@ int overlays_start(const struct overlays_options *options, struct overlays **ret
     pthread_mutex_init(&overlays->lock, NULL);
     pthread_cond_init(&overlays->idle, NULL);
     int r = make_buffers(overlays, err);
-    if (r == 0 && asprintf(&overlays->mount_path, "%s/%s", options->data_directory, PROTOCOL_MOUNT_OVERLAYS) < 0) {
-        overlays->mount_path = NULL;
-        r = error_set(err, ENOMEM, "out of memory");
-    }
+    overlays->mount_path = r == 0 ? io_path(options->data_directory, PROTOCOL_MOUNT_OVERLAYS, err) : NULL;
+    if (r == 0 && overlays->mount_path == NULL)
+        r = -ENOMEM;
     if (r == 0) {
         struct fuse_mount_options mount = {.path = overlays->mount_path,
                                            .name = "dormouse-overlays",

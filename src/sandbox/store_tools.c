@@ -95,13 +95,13 @@ static int read_whole_manifest(struct manager *manager, const char *id, char **r
                                struct error *err)
 {
     CLEANUP_FREE char *directory = manager_path(manager, "snapshots", id, err);
-    CLEANUP_FREE char *path = NULL;
     CLEANUP_FREE char *bytes = NULL;
     size_t length;
     if (directory == NULL)
         return -ENOMEM;
-    if (asprintf(&path, "%s/" STORE_FILE_MANIFEST, directory) < 0)
-        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP_FREE char *path = io_path(directory, STORE_FILE_MANIFEST, err);
+    if (path == NULL)
+        return -ENOMEM;
     int r = io_read_file(path, MANIFEST_BYTES_MAX, &bytes, &length);
     if (r < 0)
         return error_code(err, r, "cannot read %s", path);
@@ -117,12 +117,12 @@ static int inspect_working_set(struct manager *manager, const char *id, struct s
                                struct error *err)
 {
     CLEANUP_FREE char *directory = manager_path(manager, "snapshots", id, err);
-    CLEANUP_FREE char *path = NULL;
     CLEANUP(working_set_done) struct working_set set = {0};
     if (directory == NULL)
         return -ENOMEM;
-    if (asprintf(&path, "%s/" STORE_FILE_WORKING_SET, directory) < 0)
-        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP_FREE char *path = io_path(directory, STORE_FILE_WORKING_SET, err);
+    if (path == NULL)
+        return -ENOMEM;
     if (working_set_read(path, inspection->memory.pages, &set, NULL) == 0)
         inspection->working_set = (struct inspected_working_set){true, set.count, set.pages};
     return 0;
