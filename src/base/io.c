@@ -103,6 +103,15 @@ int io_read_file(const char *path, size_t limit, char **ret_data, size_t *ret_le
     return 0;
 }
 
+char *io_path(const char *directory, const char *name, struct error *err)
+{
+    char *path;
+    if (asprintf(&path, "%s/%s", directory, name) >= 0)
+        return path;
+    error_set(err, ENOMEM, "out of memory");
+    return NULL;
+}
+
 int io_fsync_path(const char *path)
 {
     CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);

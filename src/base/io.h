@@ -1,7 +1,7 @@
 /*
- * io.h: whole reads and writes, small files, directory trees, monotonic and wall time.
+ * io.h: whole reads and writes, small files, paths, directory trees, monotonic and wall time.
  *
- * All functions return 0 (or a byte count) or a negative errno and touch their outputs only on success.
+ * All functions but io_path return 0 (or a byte count) or a negative errno and touch their outputs only on success.
  * EINTR is retried. Paths are used as given; nothing here follows a symbolic link on removal.
  */
 #ifndef DORMOUSE_BASE_IO_H
@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "base/error.h"
 #include "base/macro.h"
 
 /* Reads up to `length` bytes until end of file; returns the number read or a negative errno. */
@@ -26,6 +27,9 @@ int io_read_file(const char *path, size_t limit, char **ret_data, size_t *ret_le
 
 /* Writes path.tmp, fsyncs, renames over path and fsyncs the directory: the old or the new content, never half. */
 int io_write_file_atomic(const char *path, const void *data, size_t length, mode_t mode);
+
+/* directory/name; the caller frees it. NULL, with ENOMEM in err, when memory is short. */
+char *io_path(const char *directory, const char *name, struct error *err);
 
 int io_fsync_path(const char *path);
 

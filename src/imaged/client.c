@@ -38,10 +38,14 @@ static int connect_server(const char *socket, struct error *err)
     return fd;
 }
 
-/* Sends one request on a connection and takes its reply, or the error in it. */
-static int exchange(int fd, const json_t *request, json_t **ret, struct error *err)
+/* Sends one request on a connection and takes its reply, or the error in it. Takes the request over. `ret` may be
+ * NULL. */
+static int exchange(int fd, json_t *request, json_t **ret, struct error *err)
 {
+    if (request == NULL)
+        return error_set(err, ENOMEM, "out of memory");
     int r = protocol_send(fd, IMAGED_TIMEOUT_MS, request, err);
+    json_decref(request);
     if (r < 0)
         return r;
     json_t *reply;
@@ -53,7 +57,10 @@ static int exchange(int fd, const json_t *request, json_t **ret, struct error *e
     if (r < 0)
         return r;
     if (json_is_true(json_object_get(reply, "ok"))) {
-        *ret = reply;
+        if (ret != NULL)
+            *ret = reply;
+        else
+            json_decref(reply);
         return 0;
     }
     const char *message = json_string_value(json_object_get(reply, "error"));
@@ -64,22 +71,14 @@ static int exchange(int fd, const json_t *request, json_t **ret, struct error *e
     return r;
 }
 
-/* Takes the request over. `ret` may be NULL. */
+/* The same, on a connection of its own. */
 static int call(const struct imaged *imaged, json_t *request, json_t **ret, struct error *err)
 {
-    if (request == NULL)
-        return error_set(err, ENOMEM, "out of memory");
-    json_t *reply;
     CLEANUP_CLOSE int fd = connect_server(imaged->socket, err);
-    int r = fd < 0 ? fd : exchange(fd, request, &reply, err);
+    if (fd >= 0)
+        return exchange(fd, request, ret, err);
     json_decref(request);
-    if (r < 0)
-        return r;
-    if (ret != NULL)
-        *ret = reply;
-    else
-        json_decref(reply);
-    return 0;
+    return fd;
 }
 
 /* Who serves. The exchange after pidfd_open shows that the descriptor is this process's, not a later one's. */
@@ -96,13 +95,9 @@ static int find_server(const struct imaged *imaged, pid_t *ret_pid, int *ret_pid
     if (pidfd < 0)
         return errno == ESRCH ? error_set(err, EHOSTDOWN, "the image server has ended")
                               : error_errno(err, "cannot watch the image server");
-    json_t *request = json_pack("{s:s}", "op", "hello");
-    json_t *reply;
-    int r = request != NULL ? exchange(fd, request, &reply, err) : error_set(err, ENOMEM, "out of memory");
-    json_decref(request);
+    int r = exchange(fd, json_pack("{s:s}", "op", "hello"), NULL, err);
     if (r < 0)
         return r;
-    json_decref(reply);
     *ret_pid = peer.pid;
     *ret_pidfd = TAKE_FD(pidfd);
     return 0;
@@ -161,9 +156,9 @@ static int await_ready(int fd, struct error *err)
 
 static int start_server(const struct imaged *imaged, struct error *err)
 {
-    CLEANUP_FREE char *log_path = NULL;
-    if (asprintf(&log_path, "%s/%s", imaged->data_directory, PROTOCOL_LOG) < 0)
-        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP_FREE char *log_path = io_path(imaged->data_directory, PROTOCOL_LOG, err);
+    if (log_path == NULL)
+        return -ENOMEM;
     CLEANUP_CLOSE int log_fd = open(log_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
     if (log_fd < 0)
         return error_errno(err, "cannot open %s", log_path);
@@ -412,14 +407,8 @@ int imaged_watch(struct imaged *imaged, struct error *err)
     CLEANUP_CLOSE int fd = connect_server(imaged->socket, err);
     if (fd < 0)
         return fd;
-    json_t *request = json_pack("{s:s}", "op", "watch");
-    json_t *reply;
-    int r = request != NULL ? exchange(fd, request, &reply, err) : error_set(err, ENOMEM, "out of memory");
-    json_decref(request);
-    if (r < 0)
-        return r;
-    json_decref(reply);
-    return TAKE_FD(fd);
+    int r = exchange(fd, json_pack("{s:s}", "op", "watch"), NULL, err);
+    return r < 0 ? r : TAKE_FD(fd);
 }
 
 int imaged_next_failure(int watch_fd, char **ret_vm, char **ret_reason, struct error *err)

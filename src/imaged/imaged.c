@@ -64,9 +64,9 @@ static int wait_for_lock(int fd)
 /* Kept until the process ends. */
 static int take_lock(const char *data, struct error *err)
 {
-    CLEANUP_FREE char *path = NULL;
-    if (asprintf(&path, "%s/%s", data, PROTOCOL_LOCK) < 0)
-        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP_FREE char *path = io_path(data, PROTOCOL_LOCK, err);
+    if (path == NULL)
+        return -ENOMEM;
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0)
         return error_errno(err, "cannot open %s", path);
@@ -116,9 +116,9 @@ static void wait_for_stop(int signal_fd, int stop_fd)
 /* A dead server's socket is in the way; the lock says that it is dead. */
 static int open_socket(const char *data, char **ret_path, struct error *err)
 {
-    CLEANUP_FREE char *path = NULL;
-    if (asprintf(&path, "%s/%s", data, PROTOCOL_SOCKET) < 0)
-        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP_FREE char *path = io_path(data, PROTOCOL_SOCKET, err);
+    if (path == NULL)
+        return -ENOMEM;
     (void)unlink(path);
     mode_t mask = umask(0177);
     int fd = unix_socket_listen_packets(path, err);

@@ -317,9 +317,9 @@ static int make_readers(struct images *images, struct error *err)
 
 static int open_layers(struct images *images, struct error *err)
 {
-    CLEANUP_FREE char *path = NULL;
-    if (asprintf(&path, "%s/layers", images->options.data_directory) < 0)
-        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP_FREE char *path = io_path(images->options.data_directory, "layers", err);
+    if (path == NULL)
+        return -ENOMEM;
     int r = io_make_directories(path, 0700);
     if (r < 0)
         return error_code(err, r, "cannot make %s", path);
@@ -335,11 +335,8 @@ int images_start(const struct images_options *options, struct images **ret, stru
     images->options = *options;
     images->layers_fd = -1;
     pthread_mutex_init(&images->lock, NULL);
-    int r = 0;
-    if (asprintf(&images->mount_path, "%s/%s", options->data_directory, options->mount) < 0) {
-        images->mount_path = NULL;
-        r = error_set(err, ENOMEM, "out of memory");
-    }
+    images->mount_path = io_path(options->data_directory, options->mount, err);
+    int r = images->mount_path == NULL ? -ENOMEM : 0;
     int queue = store_queue_start(images, err);
     int prefetcher = prefetcher_start(images, err);
     r = r < 0 ? r : MIN(queue, prefetcher);

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/io.h"
 #include "imaged/fuse_mount.h"
 #include "imaged/protocol.h"
 
@@ -55,14 +56,16 @@ static struct disk *disk_of(fuse_ino_t inode)
     return (struct disk *)(uintptr_t)inode;
 }
 
-/* The overlay for one request, or NULL when the disk has been removed. */
-static struct overlay *disk_enter(struct disk *disk)
+/* The overlay for one request; NULL, and the request has its error, when the disk has been removed. */
+static struct overlay *disk_enter(struct disk *disk, fuse_req_t request)
 {
     pthread_mutex_lock(&disk->overlays->lock);
     struct overlay *overlay = disk->overlay;
     if (overlay != NULL)
         disk->busy++;
     pthread_mutex_unlock(&disk->overlays->lock);
+    if (overlay == NULL)
+        fuse_reply_err(request, EIO);
     return overlay;
 }
 
@@ -215,11 +218,9 @@ static void op_read(fuse_req_t request, fuse_ino_t inode, size_t size, off_t off
         fuse_reply_buf(request, NULL, 0);
         return;
     }
-    struct overlay *overlay = disk_enter(disk);
-    if (overlay == NULL) {
-        fuse_reply_err(request, EIO);
+    struct overlay *overlay = disk_enter(disk, request);
+    if (overlay == NULL)
         return;
-    }
     size_t length = MIN(size, FUSE_MOUNT_MAX_BYTES);
     length = MIN(length, disk->bytes - (uint64_t)offset);
     int r = overlay_read(overlay, (uint64_t)offset, length, own_buffer);
@@ -236,11 +237,9 @@ static void op_write(fuse_req_t request, fuse_ino_t inode, const char *bytes, si
 {
     (void)file;
     struct disk *disk = disk_of(inode);
-    struct overlay *overlay = disk_enter(disk);
-    if (overlay == NULL) {
-        fuse_reply_err(request, EIO);
+    struct overlay *overlay = disk_enter(disk, request);
+    if (overlay == NULL)
         return;
-    }
     int r = offset < 0 ? -ERANGE : overlay_write(overlay, (uint64_t)offset, size, bytes);
     if (r == 0)
         fuse_reply_write(request, size);
@@ -255,11 +254,9 @@ static void op_fsync(fuse_req_t request, fuse_ino_t inode, int data_only, struct
     (void)data_only;
     (void)file;
     struct disk *disk = disk_of(inode);
-    struct overlay *overlay = disk_enter(disk);
-    if (overlay == NULL) {
-        fuse_reply_err(request, EIO);
+    struct overlay *overlay = disk_enter(disk, request);
+    if (overlay == NULL)
         return;
-    }
     int r = overlay_flush(overlay);
     fuse_reply_err(request, r == 0 ? 0 : disk_failed(disk, "flush", r));
     disk_leave(disk);
@@ -275,11 +272,9 @@ static void op_fallocate(fuse_req_t request, fuse_ino_t inode, int mode, off_t o
         return;
     }
     struct disk *disk = disk_of(inode);
-    struct overlay *overlay = disk_enter(disk);
-    if (overlay == NULL) {
-        fuse_reply_err(request, EIO);
+    struct overlay *overlay = disk_enter(disk, request);
+    if (overlay == NULL)
         return;
-    }
     int r = offset < 0 || length < 0 ? -ERANGE : overlay_zero(overlay, (uint64_t)offset, (uint64_t)length);
     fuse_reply_err(request, r == 0 ? 0 : disk_failed(disk, "trim", r));
     disk_leave(disk);
@@ -376,10 +371,9 @@ int overlays_start(const struct overlays_options *options, struct overlays **ret
     pthread_mutex_init(&overlays->lock, NULL);
     pthread_cond_init(&overlays->idle, NULL);
     int r = make_buffers(overlays, err);
-    if (r == 0 && asprintf(&overlays->mount_path, "%s/%s", options->data_directory, PROTOCOL_MOUNT_OVERLAYS) < 0) {
-        overlays->mount_path = NULL;
-        r = error_set(err, ENOMEM, "out of memory");
-    }
+    overlays->mount_path = r == 0 ? io_path(options->data_directory, PROTOCOL_MOUNT_OVERLAYS, err) : NULL;
+    if (r == 0 && overlays->mount_path == NULL)
+        r = -ENOMEM;
     if (r == 0) {
         struct fuse_mount_options mount = {.path = overlays->mount_path,
                                            .name = "dormouse-overlays",

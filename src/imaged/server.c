@@ -202,9 +202,9 @@ static int use_image(struct images *images, enum image_kind kind, const char *ma
 /* The disk below the overlay: that of `disk-manifest` if there is one, else of `manifest`. */
 static int open_base(struct server *server, const char *directory, struct base **ret, struct error *err)
 {
-    CLEANUP_FREE char *manifest = NULL;
-    if (asprintf(&manifest, "%s/disk-manifest", directory) < 0)
-        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP_FREE char *manifest = io_path(directory, "disk-manifest", err);
+    if (manifest == NULL)
+        return -ENOMEM;
     if (access(manifest, F_OK) != 0)
         sprintf(manifest, "%s/manifest", directory);
     struct base *base = calloc(1, sizeof(*base));
@@ -238,9 +238,9 @@ static int attach_memory(struct server *server, const struct server_attach *atta
         snprintf(name, sizeof(name), "%s.empty", attach->vm);
         return images_add_empty(server->memory, name, attach->empty_memory, attach->gid, ret, err);
     }
-    CLEANUP_FREE char *manifest = NULL;
-    if (asprintf(&manifest, "%s/manifest", attach->directory) < 0)
-        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP_FREE char *manifest = io_path(attach->directory, "manifest", err);
+    if (manifest == NULL)
+        return -ENOMEM;
     int r = use_image(server->memory, IMAGE_MEMORY, manifest, attach->gid, ret, err);
     if (r == -ENODATA) {
         *ret = NULL;
@@ -401,9 +401,9 @@ int server_set_vmm(struct server *server, const char *id, pid_t pid, struct erro
 static int read_working_set(const char *directory, const char *name, const struct served *memory,
                             struct working_set *set, struct error *err)
 {
-    CLEANUP_FREE char *path = NULL;
-    if (asprintf(&path, "%s/%s", directory, name) < 0)
-        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP_FREE char *path = io_path(directory, name, err);
+    if (path == NULL)
+        return -ENOMEM;
     CLEANUP(working_set_done) struct working_set saved = {0};
     int r = working_set_read(path, served_pages(memory), &saved, NULL);
     for (size_t i = 0; r == 0 && i < saved.count; i++)
@@ -429,9 +429,9 @@ int server_prefetch(struct server *server, const char *id, struct error *err)
 
 int server_warm(struct server *server, const char *directory, gid_t gid, struct error *err)
 {
-    CLEANUP_FREE char *manifest = NULL;
-    if (asprintf(&manifest, "%s/manifest", directory) < 0)
-        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP_FREE char *manifest = io_path(directory, "manifest", err);
+    if (manifest == NULL)
+        return -ENOMEM;
     struct served *memory;
     int r = use_image(server->memory, IMAGE_MEMORY, manifest, gid, &memory, err);
     if (r < 0)

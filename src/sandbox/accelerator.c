@@ -47,8 +47,8 @@ static int fill_probe(const struct sandbox *probe, const char *kernel, const cha
     if (mkdir(probe->vm_directory, 0755) < 0)
         return -errno;
     for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
-        CLEANUP_FREE char *path = NULL;
-        if (asprintf(&path, "%s/%s", probe->vm_directory, files[i][1]) < 0)
+        CLEANUP_FREE char *path = io_path(probe->vm_directory, files[i][1], NULL);
+        if (path == NULL)
             return -ENOMEM;
         if (files[i][0] != NULL) {
             if (link(files[i][0], path) < 0)
@@ -71,10 +71,8 @@ static bool boots_with_kvm(struct manager *manager, struct sandbox *probe, const
     sandbox_vmm_config(manager, probe, marker, VMM_ACCELERATOR_KVM, -1, &config);
     if (vmm_boot(&config, &probe->vmm, NULL) < 0)
         return false;
-    CLEANUP_FREE char *console = NULL;
-    if (asprintf(&console, "%s/%s", probe->vm_directory, VMM_FILE_CONSOLE) < 0)
-        return false;
-    return wait_for_output(probe, console);
+    CLEANUP_FREE char *console = io_path(probe->vm_directory, VMM_FILE_CONSOLE, NULL);
+    return console != NULL && wait_for_output(probe, console);
 }
 
 static int run_probe(struct manager *manager, const char *kernel, const char *initrd, bool *ret, struct error *err)
@@ -110,17 +108,13 @@ bool accelerator_kvm_works(struct manager *manager, const char *snapshot_id)
     if (known != 0)
         return known > 0;
     CLEANUP_FREE char *directory = manager_path(manager, "snapshots", snapshot_id, NULL);
-    CLEANUP_FREE char *kernel = NULL;
-    CLEANUP_FREE char *initrd = NULL;
+    if (directory == NULL)
+        return false;
+    CLEANUP_FREE char *kernel = io_path(directory, VMM_FILE_KERNEL, NULL);
+    CLEANUP_FREE char *initrd = io_path(directory, VMM_FILE_INITRD, NULL);
+    if (kernel == NULL || initrd == NULL)
+        return false;
     enum vmm_accelerator best = VMM_ACCELERATOR_TCG;
-    if (directory == NULL || asprintf(&kernel, "%s/" VMM_FILE_KERNEL, directory) < 0) {
-        kernel = NULL;
-        return false;
-    }
-    if (asprintf(&initrd, "%s/" VMM_FILE_INITRD, directory) < 0) {
-        initrd = NULL;
-        return false;
-    }
     if (accelerator_choose(manager, kernel, initrd, &best, NULL) == 0)
         atomic_store(&manager->kvm, best == VMM_ACCELERATOR_KVM ? 1 : -1);
     return best == VMM_ACCELERATOR_KVM;

@@ -61,14 +61,6 @@ static void capture_job_done(struct capture_job *job)
     snapshot_done(&job->snapshot);
 }
 
-static int vm_file(const struct capture_job *job, const char *name, char **ret, struct error *err)
-{
-    if (asprintf(ret, "%s/%s", job->sandbox->vm_directory, name) >= 0)
-        return 0;
-    *ret = NULL;
-    return error_set(err, ENOMEM, "out of memory");
-}
-
 /* Takes an image's map over into the new snapshot, whose table numbers the layers anew. */
 static int adopt_map(struct capture_job *job, struct snapshot *from, enum image_kind kind, struct image_map *ret,
                      struct error *err)
@@ -129,13 +121,14 @@ static int describe(struct capture_job *job, const struct snapshot_manifest *ori
 static int load_last(struct capture_job *job, struct snapshot *ret, bool *ret_present, struct error *err)
 {
     struct sandbox *sandbox = job->sandbox;
-    CLEANUP_FREE char *path = NULL;
-    int r = vm_file(job, STORE_FILE_DISK_MANIFEST, &path, err);
-    *ret_present = r == 0 && access(path, F_OK) == 0;
-    if (r < 0 || !*ret_present)
-        return r;
+    CLEANUP_FREE char *path = io_path(sandbox->vm_directory, STORE_FILE_DISK_MANIFEST, err);
+    if (path == NULL)
+        return -ENOMEM;
+    *ret_present = access(path, F_OK) == 0;
+    if (!*ret_present)
+        return 0;
     CLEANUP(snapshot_done) struct snapshot head = {0};
-    r = manifest_read_head(path, &head, err);
+    int r = manifest_read_head(path, &head, err);
     if (r == 0)
         store_link_disk_manifest(job->manager->store, head.manifest.id, sandbox->vm_directory, NULL);
     return r == 0 ? manifest_read(path, ret, err) : r;
@@ -145,13 +138,11 @@ static int load_last(struct capture_job *job, struct snapshot *ret, bool *ret_pr
 static int load_parents(struct capture_job *job, struct error *err)
 {
     const struct sandbox *sandbox = job->sandbox;
-    CLEANUP_FREE char *path = NULL;
+    CLEANUP_FREE char *path = io_path(sandbox->vm_directory, STORE_FILE_MANIFEST, err);
     CLEANUP(snapshot_done) struct snapshot origin = {0};
     CLEANUP(snapshot_done) struct snapshot last = {0};
     bool has_last = false;
-    int r = vm_file(job, STORE_FILE_MANIFEST, &path, err);
-    if (r == 0)
-        r = manifest_read(path, &origin, err);
+    int r = path != NULL ? manifest_read(path, &origin, err) : -ENOMEM;
     if (r == 0)
         r = describe(job, &origin.manifest, err);
     if (r == 0)
@@ -282,10 +273,10 @@ static int take_disk(struct capture_job *job, struct error *err)
 static int take_device_state(struct capture_job *job, struct error *err)
 {
     uint64_t size;
-    CLEANUP_FREE char *path = NULL;
+    CLEANUP_FREE char *path = io_path(job->sandbox->vm_directory, VMM_FILE_STATE, err);
+    if (path == NULL)
+        return -ENOMEM;
     int r = vmm_save_device_state(job->sandbox->vmm, &size, err);
-    if (r == 0)
-        r = vm_file(job, VMM_FILE_STATE, &path, err);
     if (r < 0)
         return r;
     char *state = NULL;

@@ -124,13 +124,10 @@ static int drop_untouched(const struct recording *recording, const char *path)
 /* The VM may end, and its directory go, at any time: what fails is only a hint less. */
 static void save_working_set(struct manager *manager, const struct recording *recording)
 {
-    CLEANUP_FREE char *path = NULL;
-    CLEANUP_FREE char *inherited = NULL;
-    if (asprintf(&path, "%s/%s", recording->vm_directory, STORE_FILE_WORKING_SET) < 0 ||
-        asprintf(&inherited, "%s/%s", recording->vm_directory, STORE_FILE_INHERITED_SET) < 0) {
-        path = inherited = NULL;
+    CLEANUP_FREE char *path = io_path(recording->vm_directory, STORE_FILE_WORKING_SET, NULL);
+    CLEANUP_FREE char *inherited = io_path(recording->vm_directory, STORE_FILE_INHERITED_SET, NULL);
+    if (path == NULL || inherited == NULL)
         return;
-    }
     if (imaged_save_working_set(manager->images, recording->id, path, NULL) < 0 ||
         drop_untouched(recording, path) < 0)
         return;
@@ -169,9 +166,9 @@ void sandbox_record_working_set(struct manager *manager, const struct sandbox *s
 
 int sandbox_open_device_state(const struct sandbox *sandbox, struct error *err)
 {
-    CLEANUP_FREE char *path = NULL;
-    if (asprintf(&path, "%s/%s", sandbox->vm_directory, STORE_FILE_MANIFEST) < 0)
-        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP_FREE char *path = io_path(sandbox->vm_directory, STORE_FILE_MANIFEST, err);
+    if (path == NULL)
+        return -ENOMEM;
     CLEANUP(snapshot_done) struct snapshot snapshot = {0};
     int r = manifest_read(path, &snapshot, err);
     if (r < 0)

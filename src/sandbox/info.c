@@ -141,3 +141,51 @@ void snapshot_list_done(struct snapshot_list *list)
     free(list->items);
     *list = (struct snapshot_list){0};
 }
+
+void snapshot_inspection_done(struct snapshot_inspection *inspection)
+{
+    snapshot_info_done(&inspection->info);
+    free(inspection->vmm);
+    free(inspection->accelerator);
+    free(inspection->cpu_model);
+    free(inspection->kernel);
+    free(inspection->sections);
+    for (size_t i = 0; i < inspection->layer_count; i++) {
+        free(inspection->layers[i].id);
+        free(inspection->layers[i].problem);
+    }
+    free(inspection->layers);
+    *inspection = (struct snapshot_inspection){0};
+}
+
+void store_verification_done(struct store_verification *verification)
+{
+    for (size_t i = 0; i < verification->damaged_count; i++) {
+        free(verification->damaged[i].id);
+        free(verification->damaged[i].reason);
+        free(verification->damaged[i].remedy);
+    }
+    free(verification->damaged);
+    *verification = (struct store_verification){0};
+}
+
+void snapshot_difference_done(struct snapshot_difference *difference)
+{
+    free(difference->ids[0]);
+    free(difference->ids[1]);
+    free(difference->memory.ranges);
+    free(difference->disk.ranges);
+    *difference = (struct snapshot_difference){0};
+}
+
+void snapshot_compaction_done(struct snapshot_compaction *compaction)
+{
+    free(compaction->id);
+    *compaction = (struct snapshot_compaction){0};
+}
+
+void store_report_done(struct store_report *report)
+{
+    json_decref(report->image_server);
+    *report = (struct store_report){0};
+}

@@ -100,13 +100,9 @@ int manager_logs(struct manager *manager, const char *id_or_prefix, size_t limit
     if (r < 0)
         return r;
     r = sandbox_require(sandbox, SANDBOX_RUNNING, "asked for its console", err);
-    CLEANUP_FREE char *path = NULL;
-    if (r == 0 && asprintf(&path, "%s/%s", sandbox->vm_directory, VMM_FILE_CONSOLE) < 0) {
-        path = NULL;
-        r = error_set(err, ENOMEM, "out of memory");
-    }
+    CLEANUP_FREE char *path = r == 0 ? io_path(sandbox->vm_directory, VMM_FILE_CONSOLE, err) : NULL;
     if (r == 0)
-        r = read_tail(path, limit, ret_text, ret_length, err);
+        r = path != NULL ? read_tail(path, limit, ret_text, ret_length, err) : -ENOMEM;
     sandbox_release(manager, sandbox);
     return r;
 }

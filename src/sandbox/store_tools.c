@@ -22,22 +22,6 @@
 
 /* ---- inspect ---- */
 
-void snapshot_inspection_done(struct snapshot_inspection *inspection)
-{
-    snapshot_info_done(&inspection->info);
-    free(inspection->vmm);
-    free(inspection->accelerator);
-    free(inspection->cpu_model);
-    free(inspection->kernel);
-    free(inspection->sections);
-    for (size_t i = 0; i < inspection->layer_count; i++) {
-        free(inspection->layers[i].id);
-        free(inspection->layers[i].problem);
-    }
-    free(inspection->layers);
-    *inspection = (struct snapshot_inspection){0};
-}
-
 /* From a manifest that has been decoded, and so checked. */
 static int inspect_sections(const char *bytes, struct snapshot_inspection *inspection, struct error *err)
 {
@@ -111,13 +95,13 @@ static int read_whole_manifest(struct manager *manager, const char *id, char **r
                                struct error *err)
 {
     CLEANUP_FREE char *directory = manager_path(manager, "snapshots", id, err);
-    CLEANUP_FREE char *path = NULL;
     CLEANUP_FREE char *bytes = NULL;
     size_t length;
     if (directory == NULL)
         return -ENOMEM;
-    if (asprintf(&path, "%s/" STORE_FILE_MANIFEST, directory) < 0)
-        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP_FREE char *path = io_path(directory, STORE_FILE_MANIFEST, err);
+    if (path == NULL)
+        return -ENOMEM;
     int r = io_read_file(path, MANIFEST_BYTES_MAX, &bytes, &length);
     if (r < 0)
         return error_code(err, r, "cannot read %s", path);
@@ -133,12 +117,12 @@ static int inspect_working_set(struct manager *manager, const char *id, struct s
                                struct error *err)
 {
     CLEANUP_FREE char *directory = manager_path(manager, "snapshots", id, err);
-    CLEANUP_FREE char *path = NULL;
     CLEANUP(working_set_done) struct working_set set = {0};
     if (directory == NULL)
         return -ENOMEM;
-    if (asprintf(&path, "%s/" STORE_FILE_WORKING_SET, directory) < 0)
-        return error_set(err, ENOMEM, "out of memory");
+    CLEANUP_FREE char *path = io_path(directory, STORE_FILE_WORKING_SET, err);
+    if (path == NULL)
+        return -ENOMEM;
     if (working_set_read(path, inspection->memory.pages, &set, NULL) == 0)
         inspection->working_set = (struct inspected_working_set){true, set.count, set.pages};
     return 0;
@@ -181,17 +165,6 @@ int manager_snapshot_inspect(struct manager *manager, const char *id_or_prefix, 
 }
 
 /* ---- verify ---- */
-
-void store_verification_done(struct store_verification *verification)
-{
-    for (size_t i = 0; i < verification->damaged_count; i++) {
-        free(verification->damaged[i].id);
-        free(verification->damaged[i].reason);
-        free(verification->damaged[i].remedy);
-    }
-    free(verification->damaged);
-    *verification = (struct store_verification){0};
-}
 
 static bool is_there(struct manager *manager, const char *id)
 {
@@ -303,15 +276,6 @@ int manager_verify(struct manager *manager, const char *id_or_prefix, cancel_fun
 }
 
 /* ---- diff ---- */
-
-void snapshot_difference_done(struct snapshot_difference *difference)
-{
-    free(difference->ids[0]);
-    free(difference->ids[1]);
-    free(difference->memory.ranges);
-    free(difference->disk.ranges);
-    *difference = (struct snapshot_difference){0};
-}
 
 /* A snapshot and its open images. */
 struct opened_snapshot {
@@ -515,12 +479,6 @@ int manager_snapshot_diff(struct manager *manager, const char *const ids_or_pref
 
 /* ---- compact, collect, count, show ---- */
 
-void snapshot_compaction_done(struct snapshot_compaction *compaction)
-{
-    free(compaction->id);
-    *compaction = (struct snapshot_compaction){0};
-}
-
 static void measure(const struct snapshot *snapshot, struct snapshot_compaction *compaction, int when)
 {
     compaction->layers[when] = snapshot->layer_count;
@@ -585,12 +543,6 @@ int manager_snapshot_disk(struct manager *manager, const char *id_or_prefix, cha
     *ret_id = TAKE_PTR(id);
     *ret_path = TAKE_PTR(path);
     return 0;
-}
-
-void store_report_done(struct store_report *report)
-{
-    json_decref(report->image_server);
-    *report = (struct store_report){0};
 }
 
 int manager_store_report(struct manager *manager, struct store_report *ret, struct error *err)

@@ -139,16 +139,6 @@ static int make_builder(struct build *build, struct error *err)
     return 0;
 }
 
-/* A file of the build's working directory. */
-static char *work_path(const struct build *build, const char *name, struct error *err)
-{
-    char *path;
-    if (asprintf(&path, "%s/%s", build->directory, name) >= 0)
-        return path;
-    error_set(err, ENOMEM, "out of memory");
-    return NULL;
-}
-
 /* Without being told, the recipe called like the template, else "base". */
 static int choose_recipe(const struct template_spec *spec, char **ret, struct error *err)
 {
@@ -163,7 +153,7 @@ static int choose_recipe(const struct template_spec *spec, char **ret, struct er
 
 static int make_rootfs(struct build *build, struct error *err)
 {
-    CLEANUP_FREE char *rootfs = work_path(build, VMM_FILE_ROOTFS, err);
+    CLEANUP_FREE char *rootfs = io_path(build->directory, VMM_FILE_ROOTFS, err);
     CLEANUP_FREE char *cache = manager_path(build->manager, "cache", "", err);
     if (rootfs == NULL || cache == NULL)
         return -ENOMEM;
@@ -187,8 +177,8 @@ static int make_rootfs(struct build *build, struct error *err)
  */
 static int link_kernel(struct build *build, struct error *err)
 {
-    CLEANUP_FREE char *kernel = work_path(build, VMM_FILE_KERNEL, err);
-    CLEANUP_FREE char *initrd = work_path(build, VMM_FILE_INITRD, err);
+    CLEANUP_FREE char *kernel = io_path(build->directory, VMM_FILE_KERNEL, err);
+    CLEANUP_FREE char *initrd = io_path(build->directory, VMM_FILE_INITRD, err);
     if (kernel == NULL || initrd == NULL)
         return -ENOMEM;
     if (link(build->kernel.kernel, kernel) < 0 || link(build->kernel.initrd, initrd) < 0)
@@ -231,7 +221,7 @@ static int describe_seed(struct build *build, struct snapshot_manifest *manifest
 static int import_rootfs(struct build *build, struct snapshot_writer *writer, struct snapshot *seed,
                          struct error *err)
 {
-    CLEANUP_FREE char *path = work_path(build, VMM_FILE_ROOTFS, err);
+    CLEANUP_FREE char *path = io_path(build->directory, VMM_FILE_ROOTFS, err);
     if (path == NULL)
         return -ENOMEM;
     CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
@@ -342,13 +332,9 @@ static void settle(const struct build *build)
 /* What the guest printed last is the best explanation of a boot that failed. */
 static void explain_by_console(const struct build *build, int result, struct error *err)
 {
-    CLEANUP_FREE char *path = NULL;
+    CLEANUP_FREE char *path = io_path(build->sandbox->vm_directory, VMM_FILE_CONSOLE, NULL);
     CLEANUP_FREE char *text = NULL;
-    if (asprintf(&path, "%s/%s", build->sandbox->vm_directory, VMM_FILE_CONSOLE) < 0) {
-        path = NULL;
-        return;
-    }
-    if (io_read_file(path, 1 << 20, &text, NULL) < 0)
+    if (path == NULL || io_read_file(path, 1 << 20, &text, NULL) < 0)
         return;
     size_t length = strlen(text);
     char *tail = text + (length > 400 ? length - 400 : 0);

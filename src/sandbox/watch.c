@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/io.h"
 #include "sandbox/internal.h"
 
 #define HOUSEKEEPING_NS INT64_C(10000000000)
@@ -155,8 +156,8 @@ static void spawn_for(struct manager *manager, void (*function)(struct manager *
 /* Frees the disk blocks of all but the last part; the length, at which the VMM appends, stays. */
 static void trim_log(const char *directory, const char *name)
 {
-    CLEANUP_FREE char *path = NULL;
-    if (asprintf(&path, "%s/%s", directory, name) < 0)
+    CLEANUP_FREE char *path = io_path(directory, name, NULL);
+    if (path == NULL)
         return;
     CLEANUP_CLOSE int fd = open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
     struct stat status;

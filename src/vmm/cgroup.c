@@ -42,11 +42,9 @@ const char *cgroup_hierarchy(void)
 
 static int write_control(const char *directory, const char *file, const char *text)
 {
-    CLEANUP_FREE char *path = NULL;
-    if (asprintf(&path, "%s/%s", directory, file) < 0) {
-        path = NULL;
+    CLEANUP_FREE char *path = io_path(directory, file, NULL);
+    if (path == NULL)
         return -ENOMEM;
-    }
     CLEANUP_CLOSE int fd = open(path, O_WRONLY | O_CLOEXEC);
     if (fd < 0)
         return -errno;
@@ -65,14 +63,9 @@ static bool has_word(const char *text, const char *word)
 /* Whether children of the directory have this controller, or could be given it if `offered`. */
 static bool has_controller(const char *directory, const char *controller, bool offered)
 {
-    CLEANUP_FREE char *path = NULL;
+    CLEANUP_FREE char *path = io_path(directory, offered ? "cgroup.controllers" : "cgroup.subtree_control", NULL);
     CLEANUP_FREE char *text = NULL;
-    const char *file = offered ? "cgroup.controllers" : "cgroup.subtree_control";
-    if (asprintf(&path, "%s/%s", directory, file) < 0) {
-        path = NULL;
-        return false;
-    }
-    return io_read_file(path, 4096, &text, NULL) == 0 && has_word(text, controller);
+    return path != NULL && io_read_file(path, 4096, &text, NULL) == 0 && has_word(text, controller);
 }
 
 static char *list_lacking(const char *directory, bool offered)
@@ -159,12 +152,6 @@ const char *cgroups_lacking(const struct cgroups *cgroups)
     return cgroups->lacking;
 }
 
-static char *path_of(const struct cgroups *cgroups, const char *name)
-{
-    char *path;
-    return asprintf(&path, "%s/%s", cgroups->directory, name) < 0 ? NULL : path;
-}
-
 static int set_limit(const char *directory, const char *file, uint64_t value, struct error *err)
 {
     char text[32];
@@ -176,9 +163,9 @@ static int set_limit(const char *directory, const char *file, uint64_t value, st
 int cgroup_make(struct cgroups *cgroups, const char *name, const struct cgroup_limits *limits, char **ret_path,
                 struct error *err)
 {
-    CLEANUP_FREE char *path = path_of(cgroups, name);
+    CLEANUP_FREE char *path = io_path(cgroups->directory, name, err);
     if (path == NULL)
-        return error_set(err, ENOMEM, "out of memory");
+        return -ENOMEM;
     int r = make(path, err);
     const struct {
         const char *controller;
@@ -225,7 +212,7 @@ bool cgroup_ran_out_of_memory(struct cgroups *cgroups, const char *name)
 
 void cgroup_remove(struct cgroups *cgroups, const char *name)
 {
-    CLEANUP_FREE char *path = path_of(cgroups, name);
+    CLEANUP_FREE char *path = io_path(cgroups->directory, name, NULL);
     if (path == NULL)
         return;
     for (int i = 0; i < REMOVE_ATTEMPTS && rmdir(path) < 0 && errno == EBUSY; i++) {

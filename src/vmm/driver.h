@@ -48,7 +48,4 @@ extern const struct vmm_driver vmm_driver_qemu;
 #define VMM_BINDS 2
 size_t vmm_binds(const struct vmm_config *config, struct jail_bind binds[static VMM_BINDS]);
 
-/* directory/name; the caller frees it. NULL when memory is short. */
-char *vmm_path(const char *directory, const char *name);
-
 #endif

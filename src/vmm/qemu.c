@@ -224,9 +224,9 @@ static void add_start(struct arguments *a, const struct vmm_config *config, enum
 /* Makes a listening socket in the VM directory; a stale one of an earlier VMM is replaced. */
 static int listen_in(const char *directory, const char *name, char **ret_path, struct error *err)
 {
-    CLEANUP_FREE char *path = vmm_path(directory, name);
+    CLEANUP_FREE char *path = io_path(directory, name, err);
     if (path == NULL)
-        return error_set(err, ENOMEM, "out of memory");
+        return -ENOMEM;
     if (unlink(path) < 0 && errno != ENOENT)
         return error_errno(err, "cannot remove %s", path);
     int fd = unix_socket_listen(path, err);
@@ -237,9 +237,9 @@ static int listen_in(const char *directory, const char *name, char **ret_path, s
 
 static int connect_sockets(struct vmm *vmm, struct error *err)
 {
-    CLEANUP_FREE char *path = vmm_path(vmm->directory, VMM_FILE_QMP);
+    CLEANUP_FREE char *path = io_path(vmm->directory, VMM_FILE_QMP, err);
     if (path == NULL)
-        return error_set(err, ENOMEM, "out of memory");
+        return -ENOMEM;
     struct qmp *qmp = NULL;
     int r = qmp_connect(path, &qmp, err);
     if (r < 0)

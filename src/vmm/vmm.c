@@ -56,16 +56,10 @@ uint64_t vmm_memory_bytes(enum vmm_accelerator accelerator, uint64_t guest_bytes
     return guest_bytes + guest_bytes / PAGE_TABLES_PART + own;
 }
 
-char *vmm_path(const char *directory, const char *name)
-{
-    char *path;
-    return asprintf(&path, "%s/%s", directory, name) < 0 ? NULL : path;
-}
-
 /* Appends the last line of the VMM's log: it usually is the reason. */
 static int explain(const struct vmm *vmm, int result, struct error *err)
 {
-    CLEANUP_FREE char *path = vmm_path(vmm->directory, VMM_FILE_LOG);
+    CLEANUP_FREE char *path = io_path(vmm->directory, VMM_FILE_LOG, NULL);
     CLEANUP_CLOSE int fd = path != NULL ? open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
     char tail[LOG_TAIL + 1];
     off_t size = fd >= 0 ? lseek(fd, 0, SEEK_END) : -1;
@@ -101,9 +95,9 @@ static struct vmm *allocate(const char *directory)
 /* Where the jail binds a file of the image server. */
 static int make_mount_point(const char *directory, const char *name, struct error *err)
 {
-    CLEANUP_FREE char *path = vmm_path(directory, name);
+    CLEANUP_FREE char *path = io_path(directory, name, err);
     if (path == NULL)
-        return error_set(err, ENOMEM, "out of memory");
+        return -ENOMEM;
     CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     return fd < 0 ? error_errno(err, "cannot make %s", path) : 0;
 }
@@ -111,9 +105,9 @@ static int make_mount_point(const char *directory, const char *name, struct erro
 /* Makes a file that the VMM may write. */
 static int make_writable_file(const char *directory, const char *name, uid_t uid, struct error *err)
 {
-    CLEANUP_FREE char *path = vmm_path(directory, name);
+    CLEANUP_FREE char *path = io_path(directory, name, err);
     if (path == NULL)
-        return error_set(err, ENOMEM, "out of memory");
+        return -ENOMEM;
     CLEANUP_CLOSE int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0 || fchown(fd, uid, VMM_GROUP_ID) < 0)
         return error_errno(err, "cannot make %s", path);
@@ -125,7 +119,7 @@ static int start(const struct vmm_config *config, enum vmm_start how, struct vmm
     struct vmm *vmm = allocate(config->directory);
     if (vmm == NULL)
         return error_set(err, ENOMEM, "out of memory");
-    CLEANUP_FREE char *log_path = vmm_path(config->directory, VMM_FILE_LOG);
+    CLEANUP_FREE char *log_path = io_path(config->directory, VMM_FILE_LOG, NULL);
     CLEANUP_CLOSE int log_fd =
         log_path == NULL ? -1 : open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
     int r = log_fd < 0 ? error_errno(err, "cannot open the VMM's log in %s", config->directory) : 0;
@@ -241,16 +235,16 @@ int vmm_continue(struct vmm *vmm, struct error *err)
 
 static uid_t owner_of(const struct vmm *vmm)
 {
-    CLEANUP_FREE char *path = vmm_path(vmm->directory, VMM_FILE_CONSOLE);
+    CLEANUP_FREE char *path = io_path(vmm->directory, VMM_FILE_CONSOLE, NULL);
     struct stat status;
     return path != NULL && stat(path, &status) == 0 ? status.st_uid : VMM_USER_ID_FIRST;
 }
 
 int vmm_save_device_state(struct vmm *vmm, uint64_t *ret_size, struct error *err)
 {
-    CLEANUP_FREE char *path = vmm_path(vmm->directory, VMM_FILE_STATE);
+    CLEANUP_FREE char *path = io_path(vmm->directory, VMM_FILE_STATE, err);
     if (path == NULL)
-        return error_set(err, ENOMEM, "out of memory");
+        return -ENOMEM;
     /* Of an earlier capture; a shorter state must not end in the rest of a longer one. */
     if (unlink(path) < 0 && errno != ENOENT)
         return error_errno(err, "cannot remove %s", path);
@@ -347,9 +341,9 @@ int vmm_control_fd(struct vmm *vmm, struct error *err)
 {
     if (vmm->control_fd >= 0)
         return vmm->control_fd;
-    CLEANUP_FREE char *path = vmm_path(vmm->directory, VMM_FILE_CONTROL);
+    CLEANUP_FREE char *path = io_path(vmm->directory, VMM_FILE_CONTROL, err);
     if (path == NULL)
-        return error_set(err, ENOMEM, "out of memory");
+        return -ENOMEM;
     CLEANUP_CLOSE int fd = unix_socket_connect(path, err);
     if (fd < 0)
         return fd;

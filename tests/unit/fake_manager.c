@@ -30,28 +30,12 @@ static char *copy(const char *text)
     return result;
 }
 
-void string_list_done(struct string_list *list)
-{
-    for (size_t i = 0; i < list->count; i++)
-        free(list->items[i]);
-    free(list->items);
-    *list = (struct string_list){0};
-}
-
-int string_list_add(struct string_list *list, const char *text)
-{
-    list->items = realloc(list->items, (list->count + 1) * sizeof(char *));
-    if (list->items == NULL)
-        abort();
-    list->items[list->count++] = copy(text);
-    return 0;
-}
-
 static void copy_list(const struct string_list *from, struct string_list *to)
 {
     *to = (struct string_list){0};
     for (size_t i = 0; i < from->count; i++)
-        string_list_add(to, from->items[i]);
+        if (string_list_add(to, from->items[i]) < 0)
+            abort();
 }
 
 static void copy_info(const struct sandbox_info *from, struct sandbox_info *to)
@@ -66,26 +50,6 @@ static void copy_info(const struct sandbox_info *from, struct sandbox_info *to)
     to->access_token = copy(from->access_token);
     copy_list(&from->environment, &to->environment);
     copy_list(&from->metadata, &to->metadata);
-}
-
-void sandbox_info_done(struct sandbox_info *info)
-{
-    free(info->id);
-    free(info->lost_reason);
-    free(info->template_id);
-    free(info->template_name);
-    free(info->snapshot_id);
-    free(info->parent_id);
-    free(info->access_token);
-    string_list_done(&info->environment);
-    string_list_done(&info->metadata);
-}
-
-void sandbox_list_done(struct sandbox_list *list)
-{
-    for (size_t i = 0; i < list->count; i++)
-        sandbox_info_done(&list->items[i]);
-    free(list->items);
 }
 
 int manager_open(const struct manager_options *options, struct manager **ret, struct error *err)
@@ -291,15 +255,6 @@ int manager_fork(struct manager *manager, const char *id_or_prefix, unsigned cou
     return 0;
 }
 
-void fork_results_done(struct fork_result *results, unsigned count)
-{
-    for (unsigned i = 0; i < count; i++) {
-        if (results[i].error.code == 0)
-            sandbox_info_done(&results[i].info);
-        error_done(&results[i].error);
-    }
-}
-
 int manager_kill(struct manager *manager, const char *id_or_prefix, struct error *err)
 {
     struct sandbox_info *info;
@@ -377,20 +332,6 @@ static void base_template(struct template_info *ret, const char *name)
                                   (uint64_t)2 << 30, clock_realtime_ns()};
 }
 
-void template_info_done(struct template_info *info)
-{
-    free(info->id);
-    free(info->name);
-    free(info->snapshot_id);
-}
-
-void template_list_done(struct template_list *list)
-{
-    for (size_t i = 0; i < list->count; i++)
-        template_info_done(&list->items[i]);
-    free(list->items);
-}
-
 /* A template called "endless" reports progress until it is cancelled, "broken" fails. */
 int manager_template_build(struct manager *manager, const struct template_spec *spec, progress_function progress,
                            void *context, struct template_info *ret, struct error *err)
@@ -448,24 +389,6 @@ static void base_snapshot(struct snapshot_info *ret)
     };
 }
 
-void snapshot_info_done(struct snapshot_info *info)
-{
-    free(info->id);
-    free(info->sandbox_id);
-    free(info->template_id);
-    free(info->parent_id);
-    free(info->problem);
-    free(info->disk_consistency);
-    string_list_done(&info->names);
-}
-
-void snapshot_list_done(struct snapshot_list *list)
-{
-    for (size_t i = 0; i < list->count; i++)
-        snapshot_info_done(&list->items[i]);
-    free(list->items);
-}
-
 /* "name:tag" as the real one completes it; what it may be is not looked at, but for "taken". */
 int manager_checkpoint(struct manager *manager, const char *id_or_prefix, const char *name,
                        struct snapshot_info *ret, struct error *err)
@@ -503,22 +426,6 @@ int manager_snapshot_list(struct manager *manager, struct snapshot_list *ret, st
     return 0;
 }
 
-int manager_snapshot_get(struct manager *manager, const char *id_or_prefix, struct snapshot_info *ret,
-                         struct error *err)
-{
-    (void)manager;
-    if (strncmp("s0base", id_or_prefix, strlen(id_or_prefix)) != 0)
-        return error_set(err, ENOENT, "no snapshot \"%s\"", id_or_prefix);
-    base_snapshot(ret);
-    return 0;
-}
-
-int manager_snapshot_remove(struct manager *manager, const char *id_or_prefix, struct error *err)
-{
-    (void)manager;
-    return error_set(err, EBUSY, "snapshot %s is needed by template base", id_or_prefix);
-}
-
 static int check_snapshot(const char *id_or_prefix, struct error *err)
 {
     if (strncmp("s0base", id_or_prefix, strlen(id_or_prefix)) != 0)
@@ -526,19 +433,20 @@ static int check_snapshot(const char *id_or_prefix, struct error *err)
     return 0;
 }
 
-void snapshot_inspection_done(struct snapshot_inspection *inspection)
+int manager_snapshot_get(struct manager *manager, const char *id_or_prefix, struct snapshot_info *ret,
+                         struct error *err)
 {
-    snapshot_info_done(&inspection->info);
-    free(inspection->vmm);
-    free(inspection->accelerator);
-    free(inspection->cpu_model);
-    free(inspection->kernel);
-    free(inspection->sections);
-    for (size_t i = 0; i < inspection->layer_count; i++) {
-        free(inspection->layers[i].id);
-        free(inspection->layers[i].problem);
-    }
-    free(inspection->layers);
+    (void)manager;
+    int r = check_snapshot(id_or_prefix, err);
+    if (r == 0)
+        base_snapshot(ret);
+    return r;
+}
+
+int manager_snapshot_remove(struct manager *manager, const char *id_or_prefix, struct error *err)
+{
+    (void)manager;
+    return error_set(err, EBUSY, "snapshot %s is needed by template base", id_or_prefix);
 }
 
 /* Two layers, the second of which can't be opened, and a section of a kind from the future. */
@@ -576,16 +484,6 @@ int manager_snapshot_inspect(struct manager *manager, const char *id_or_prefix, 
     return 0;
 }
 
-void store_verification_done(struct store_verification *verification)
-{
-    for (size_t i = 0; i < verification->damaged_count; i++) {
-        free(verification->damaged[i].id);
-        free(verification->damaged[i].reason);
-        free(verification->damaged[i].remedy);
-    }
-    free(verification->damaged);
-}
-
 /* The store as a whole has a damaged snapshot; s0base is sound; "s0" alone lasts until it is cancelled. */
 int manager_verify(struct manager *manager, const char *id_or_prefix, cancel_function cancel, void *context,
                    struct store_verification *ret, struct error *err)
@@ -612,14 +510,6 @@ int manager_verify(struct manager *manager, const char *id_or_prefix, cancel_fun
     return 0;
 }
 
-void snapshot_difference_done(struct snapshot_difference *difference)
-{
-    free(difference->ids[0]);
-    free(difference->ids[1]);
-    free(difference->memory.ranges);
-    free(difference->disk.ranges);
-}
-
 int manager_snapshot_diff(struct manager *manager, const char *const ids_or_prefixes[2], size_t ranges_max,
                           cancel_function cancel, void *context, struct snapshot_difference *ret, struct error *err)
 {
@@ -643,11 +533,6 @@ int manager_snapshot_diff(struct manager *manager, const char *const ids_or_pref
     return 0;
 }
 
-void snapshot_compaction_done(struct snapshot_compaction *compaction)
-{
-    free(compaction->id);
-}
-
 int manager_snapshot_compact(struct manager *manager, const char *id_or_prefix, struct snapshot_compaction *ret,
                              struct error *err)
 {
@@ -668,11 +553,6 @@ int manager_snapshot_disk(struct manager *manager, const char *id_or_prefix, cha
     *ret_id = copy("s0base");
     *ret_path = copy("/data/images/disk/s0base");
     return 0;
-}
-
-void store_report_done(struct store_report *report)
-{
-    json_decref(report->image_server);
 }
 
 int manager_store_report(struct manager *manager, struct store_report *ret, struct error *err)

@@ -1,22 +1,12 @@
 #include "imaged_world.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/encode.h"
-#include "base/io.h"
+#include "unit.h"
 
 static void expect_ok(int r, const struct error *err)
 {
@@ -90,6 +80,22 @@ void world_close(struct world *world)
     expect_ok(imaged_stop(world->imaged, &err), &err);
     imaged_close(world->imaged);
     expect_ok(io_remove_tree(world->directory), &err);
+}
+
+int world_setup(void **state)
+{
+    struct world *world = calloc(1, sizeof(*world));
+    assert_non_null(world);
+    world_open(world);
+    *state = world;
+    return 0;
+}
+
+int world_teardown(void **state)
+{
+    world_close(*state);
+    free(*state);
+    return 0;
 }
 
 /* Frames of pages whose extents are added to a list. */
@@ -231,6 +237,13 @@ void world_attach(struct world *world, const char *vm, const struct world_snapsh
     CLEANUP_FREE char *directory = NULL;
     world_make_vm(world, vm, snapshot, &directory);
     world_attach_again(world, vm, ret);
+}
+
+void world_attach_new(struct world *world, const char *vm, uint32_t seed, struct world_snapshot *ret_snapshot,
+                      struct imaged_files *ret)
+{
+    world_snapshot(world, seed, ret_snapshot);
+    world_attach(world, vm, ret_snapshot, ret);
 }
 
 void world_detach(struct world *world, const char *vm, struct imaged_files *files)

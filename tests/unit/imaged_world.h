@@ -31,6 +31,11 @@ void world_open(struct world *world);
 void world_start(struct world *world);
 void world_close(struct world *world);
 
+/* A cmocka setup and teardown: *state is an open world. */
+int world_setup(void **state);
+int world_teardown(void **state);
+#define WORLD_TEST(function) cmocka_unit_test_setup_teardown(function, world_setup, world_teardown)
+
 uint32_t world_random(uint32_t *seed);
 size_t world_pages(enum image_kind kind);
 void world_fill_page(uint8_t page[static IMAGE_PAGE_BYTES], uint32_t number);
@@ -48,6 +53,9 @@ void world_make_vm(struct world *world, const char *vm, const struct world_snaps
 /* The same, attached. */
 void world_attach(struct world *world, const char *vm, const struct world_snapshot *snapshot,
                   struct imaged_files *ret);
+/* The same, with a new snapshot. */
+void world_attach_new(struct world *world, const char *vm, uint32_t seed, struct world_snapshot *ret_snapshot,
+                      struct imaged_files *ret);
 /* Attaches a VM whose directory is there. */
 void world_attach_again(struct world *world, const char *vm, struct imaged_files *ret);
 void world_detach(struct world *world, const char *vm, struct imaged_files *files);

@@ -15,6 +15,7 @@
 #include "unit.h"
 
 struct world {
+    char *directory; /* the test's own */
     char *data;
     char *vm; /* what snapshots are made from */
     struct store *store;
@@ -27,8 +28,15 @@ static inline void open_store(struct world *world)
         fail_msg("%s", error_message(&err));
 }
 
+/* Until it is opened again. */
+static inline void shut_store(struct world *world)
+{
+    store_close(TAKE_PTR(world->store));
+}
+
 static inline void open_world(const char *directory, struct world *world)
 {
+    world->directory = strdup(directory);
     world->data = unit_path(directory, "data");
     open_store(world);
     world->vm = unit_path(directory, "data/vms/origin");
@@ -38,9 +46,33 @@ static inline void open_world(const char *directory, struct world *world)
 static inline void close_world(struct world *world)
 {
     store_close(world->store);
+    free(world->directory);
     free(world->data);
     free(world->vm);
 }
+
+/* A cmocka setup and teardown: *state is a world with an empty store. */
+static inline int make_world(void **state)
+{
+    struct world *world = calloc(1, sizeof(*world));
+    if (world == NULL || unit_make_directory(state) < 0)
+        return -1;
+    open_world(*state, world);
+    free(*state);
+    *state = world;
+    return 0;
+}
+
+static inline int remove_world(void **state)
+{
+    struct world *world = *state;
+    void *directory = TAKE_PTR(world->directory);
+    close_world(world);
+    free(world);
+    return unit_remove_directory(&directory);
+}
+
+#define STORE_TEST(function) cmocka_unit_test_setup_teardown(function, make_world, remove_world)
 
 static inline void put_file(const char *path, const void *bytes, size_t length)
 {
@@ -102,6 +134,28 @@ static inline char *commit_first(const struct world *world, uint32_t seed, struc
     *ret_model = none;
     model_change(ret_model, MODEL_PAGES / 2, &seed);
     return commit(world, NULL, &none, ret_model);
+}
+
+/* A child of `parent`, whose model differs in up to `count` pages of each image. */
+static inline char *commit_change(const struct world *world, const char *parent_id, const struct model *parent,
+                                  unsigned count, uint32_t seed, struct model *ret_model)
+{
+    *ret_model = *parent;
+    model_change(ret_model, count, &seed);
+    return commit(world, parent_id, parent, ret_model);
+}
+
+/* What `commit` does, up to the commit itself. */
+static inline struct snapshot_writer *begin(const struct world *world, const char *parent_id,
+                                            const struct model *parent, const struct model *model,
+                                            struct snapshot *snapshot)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    struct snapshot_writer *writer = NULL;
+    if (store_begin(world->store, &writer, &err) < 0 ||
+        model_write(world->store, writer, world->vm, parent_id, parent, model, snapshot, &err) < 0)
+        fail_msg("%s", error_message(&err));
+    return writer;
 }
 
 static inline void check(const struct world *world, const char *id, const struct model *model)

@@ -126,6 +126,13 @@ static void files_are_replaced_whole(void **state)
     assert_string_equal(again, "newer");
 }
 
+static void paths_are_a_directory_and_a_name(void **state)
+{
+    (void)state;
+    CLEANUP_FREE char *path = io_path("/a/directory", "name", NULL);
+    assert_string_equal(path, "/a/directory/name");
+}
+
 static void trees_are_removed_without_following_links(void **state)
 {
     CLEANUP_FREE char *outside = unit_path(*state, "outside");
@@ -217,6 +224,7 @@ int main(void)
         cmocka_unit_test(base64_refuses_everything_else),
         cmocka_unit_test(random_names_differ),
         UNIT_TEST(files_are_replaced_whole),
+        cmocka_unit_test(paths_are_a_directory_and_a_name),
         UNIT_TEST(trees_are_removed_without_following_links),
         cmocka_unit_test(json_members_are_checked),
         cmocka_unit_test(processes_are_told_by_their_start_time),

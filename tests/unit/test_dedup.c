@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "cli/dedup.h"
+#include "random.h"
 #include "store/manifest.h"
 
 #define PAGE        4096u
@@ -36,12 +37,8 @@ static int remove_store(void **state)
 static void fill_page(uint8_t page[PAGE], uint64_t seed)
 {
     uint64_t x = seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
-    for (size_t i = 0; i < PAGE; i++) {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        page[i] = (uint8_t)(x >> 32);
-    }
+    for (size_t i = 0; i < PAGE; i++)
+        page[i] = (uint8_t)(random_next(&x) >> 32);
 }
 
 /* Pages seed, seed + 1, … at `page`, in a layer of their own. */

@@ -16,6 +16,7 @@
 
 #include "image/capture.h"
 #include "image/pages.h"
+#include "random.h"
 #include "store/layer.h"
 #include "unit.h"
 
@@ -38,23 +39,6 @@
 
 #define PARENT_LAYER 0u
 #define NEW_LAYER    1u
-
-/* xorshift64: the same everywhere, from a seed. */
-static uint64_t random_next(uint64_t *state)
-{
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    return *state;
-}
-
-static void fill_random(uint8_t *to, size_t length, uint64_t *random)
-{
-    for (size_t i = 0; i < length; i += sizeof(uint64_t)) {
-        uint64_t word = random_next(random);
-        memcpy(to + i, &word, sizeof(word));
-    }
-}
 
 struct parent {
     int fd;
@@ -79,7 +63,7 @@ static void make_parent(const char *directory, uint64_t *random, struct parent *
         uint32_t count = 1 + (uint32_t)(random_next(random) % (random_next(random) % 8 == 0 ? 300 : 6));
         if (page + count > BARE_START)
             break;
-        fill_random(ret->content + page * PAGE, count * PAGE, random);
+        random_fill(ret->content + page * PAGE, count * PAGE, random);
         assert_int_equal(io_pwrite_full(ret->fd, ret->content + page * PAGE, count * PAGE, (off_t)(page * PAGE)),
                          0);
         ret->map.extents[ret->map.count++] = (struct map_extent){page, count, PARENT_LAYER, slot};
@@ -117,7 +101,7 @@ static void change_pages(uint8_t *at, size_t length, enum change change, uint64_
 {
     switch (change) {
     case CHANGE_RANDOM:
-        fill_random(at, length, random);
+        random_fill(at, length, random);
         break;
     case CHANGE_ZERO:
         memset(at, 0, length);
@@ -399,8 +383,8 @@ static void both_walkers_capture_what_the_guest_has(void **state)
         check_seed(*state, layers, seed);
 }
 
-/* A guest of which `pages` pages are private and full of random bytes. */
-static void start_simple_guest(size_t pages, struct guest *ret)
+/* A guest of which `pages` pages are private and full of random bytes; returns what to capture of it. */
+static struct capture_memory start_simple_guest(size_t pages, struct guest *ret)
 {
     uint8_t *memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     assert_true(memory != MAP_FAILED);
@@ -411,7 +395,7 @@ static void start_simple_guest(size_t pages, struct guest *ret)
     if (ret->pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         uint64_t random = 7;
-        fill_random(memory, pages * PAGE, &random);
+        random_fill(memory, pages * PAGE, &random);
         if (write(ready[1], "", 1) == 1)
             for (;;)
                 pause();
@@ -425,12 +409,7 @@ static void start_simple_guest(size_t pages, struct guest *ret)
     ret->command = -1;
     ret->dump = -1;
     ret->ranges[0] = (struct vmm_ram_range){(uintptr_t)memory, pages * PAGE, 0};
-}
-
-static struct capture_memory simple_source(const struct guest *guest)
-{
-    return (struct capture_memory){
-        .pid = guest->pid, .ranges = guest->ranges, .range_count = 1, .parent = {NULL, -1}};
+    return (struct capture_memory){.pid = ret->pid, .ranges = ret->ranges, .range_count = 1, .parent = {NULL, -1}};
 }
 
 static uint64_t status_kib(const char *name)
@@ -443,16 +422,15 @@ static uint64_t status_kib(const char *name)
 }
 
 /* In a process of its own, whose peak nothing else has raised. */
-static _Noreturn void measure_peak(int layers, const struct guest *guest, int result)
+static _Noreturn void measure_peak(int layers, const struct capture_memory *source, int result)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
-    struct capture_memory source = simple_source(guest);
     struct captured captured;
     int reset = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
     if (reset < 0 || write(reset, "5", 1) != 1)
         _exit(2);
     uint64_t before = status_kib("VmHWM:");
-    int r = try_capture(layers, &(struct subject){.memory = &source}, LAYER_FRAME_PAGES_MEMORY, &captured, &err);
+    int r = try_capture(layers, &(struct subject){.memory = source}, LAYER_FRAME_PAGES_MEMORY, &captured, &err);
     uint64_t growth = status_kib("VmHWM:") - before;
     _exit(r < 0 || write(result, &growth, sizeof(growth)) != sizeof(growth));
 }
@@ -461,13 +439,13 @@ static void memory_is_bounded_whatever_the_guest(void **state)
 {
     CLEANUP_CLOSE int layers = make_layers(*state);
     struct guest guest;
-    start_simple_guest((512u << 20) / PAGE, &guest);
+    struct capture_memory source = start_simple_guest((512u << 20) / PAGE, &guest);
     int result[2];
     assert_int_equal(pipe2(result, O_CLOEXEC), 0);
     pid_t pid = fork();
     assert_true(pid >= 0);
     if (pid == 0)
-        measure_peak(layers, &guest, result[1]);
+        measure_peak(layers, &source, result[1]);
     close(result[1]);
     uint64_t growth_kib = UINT64_MAX;
     assert_int_equal(io_read_full(result[0], &growth_kib, sizeof(growth_kib)), sizeof(growth_kib));
@@ -491,8 +469,7 @@ static void a_full_disk_fails_the_capture(void **state)
     }
     int layers = make_layers(small);
     struct guest guest;
-    start_simple_guest((32u << 20) / PAGE, &guest);
-    struct capture_memory source = simple_source(&guest);
+    struct capture_memory source = start_simple_guest((32u << 20) / PAGE, &guest);
     struct captured captured;
     int r = try_capture(layers, &(struct subject){.memory = &source}, LAYER_FRAME_PAGES_MEMORY, &captured, &err);
     kill_guest(&guest);
@@ -509,8 +486,7 @@ static void a_process_that_is_gone_fails_the_capture(void **state)
     CLEANUP_ERROR struct error err = ERROR_INIT;
     CLEANUP_CLOSE int layers = make_layers(*state);
     struct guest guest;
-    start_simple_guest(100, &guest);
-    struct capture_memory source = simple_source(&guest);
+    struct capture_memory source = start_simple_guest(100, &guest);
     struct captured captured;
     uint64_t private_bytes;
     uint64_t resident_bytes;
@@ -568,8 +544,7 @@ static bool capture_dying_guest(int layers, bool without_scan, int64_t delay_ns)
     CLEANUP_ERROR struct error err = ERROR_INIT;
     size_t pages = (48u << 20) / PAGE;
     struct guest guest;
-    start_simple_guest(pages, &guest);
-    struct capture_memory source = simple_source(&guest);
+    struct capture_memory source = start_simple_guest(pages, &guest);
     source.without_scan = without_scan;
     struct captured captured;
     struct killer killer = {guest.pid, delay_ns};
@@ -608,8 +583,7 @@ static void memory_beyond_the_image_is_refused(void **state)
     CLEANUP_ERROR struct error err = ERROR_INIT;
     CLEANUP_CLOSE int layers = make_layers(*state);
     struct guest guest;
-    start_simple_guest(100, &guest);
-    struct capture_memory source = simple_source(&guest);
+    struct capture_memory source = start_simple_guest(100, &guest);
     struct captured captured;
     struct image_map map = {.pages = 99};
     source.parent.map = &map;
@@ -629,8 +603,7 @@ static void a_parent_that_fails_fails_the_capture(void **state)
     CLEANUP_FREE char *path = unit_path(*state, "short");
     CLEANUP_CLOSE int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     struct guest guest;
-    start_simple_guest(1000, &guest);
-    struct capture_memory source = simple_source(&guest);
+    struct capture_memory source = start_simple_guest(1000, &guest);
     struct captured captured;
     struct map_extent extent = {900, 1, PARENT_LAYER, 0};
     struct image_map map = {.extents = &extent, .count = 0, .pages = 1000};
@@ -694,7 +667,7 @@ static void write_disk(struct overlay *overlay, uint8_t *content, uint64_t *rand
         else if (how == 3)
             memcpy(data, content + offset, length);
         else
-            fill_random(data, ROUND_UP(length, sizeof(uint64_t)), random);
+            random_fill(data, ROUND_UP(length, sizeof(uint64_t)), random);
         assert_int_equal(overlay_write(overlay, offset, length, data), 0);
         memcpy(content + offset, data, length);
     }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "image/capture.h"
+#include "random.h"
 #include "store/layer.h"
 #include "unit.h"
 
@@ -16,22 +17,6 @@
 #define GENERATIONS 12u
 
 #define PARENT_LAYER 0u /* that of generation G is G + 1 */
-
-static uint64_t random_next(uint64_t *state)
-{
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    return *state;
-}
-
-static void fill_random(uint8_t *to, size_t length, uint64_t *random)
-{
-    for (size_t i = 0; i < length; i += sizeof(uint64_t)) {
-        uint64_t word = random_next(random);
-        memcpy(to + i, &word, sizeof(word));
-    }
-}
 
 struct world {
     int layers;
@@ -62,7 +47,7 @@ static void world_open(const char *directory, size_t pages, uint64_t *random, st
     ret->parent_map.extents = calloc(pages, sizeof(struct map_extent));
     assert_true(ret->parent != NULL && ret->parent_map.extents != NULL);
     for (uint32_t page = 0; page + 16 <= pages; page += 32) {
-        fill_random(ret->parent + page * PAGE, 16 * PAGE, random);
+        random_fill(ret->parent + page * PAGE, 16 * PAGE, random);
         ret->parent_map.extents[ret->parent_map.count++] = (struct map_extent){page, 16, PARENT_LAYER, page};
     }
     assert_int_equal(io_pwrite_full(ret->parent_fd, ret->parent, pages * PAGE, 0), 0);
@@ -102,7 +87,7 @@ static void change(struct world *world, const uint8_t *old, uint64_t *random)
         uint8_t *at = world->memory + first * PAGE;
         switch (random_next(random) % 6) {
         case 0:
-            fill_random(at, count * PAGE, random);
+            random_fill(at, count * PAGE, random);
             break;
         case 1:
             memset(at, 0, count * PAGE);
@@ -259,7 +244,7 @@ static void what_did_not_change_is_not_stored_again(void **state)
     struct world world;
     uint64_t random = 5;
     world_open(*state, PAGES, &random, &world);
-    fill_random(world.memory, PAGES * PAGE, &random);
+    random_fill(world.memory, PAGES * PAGE, &random);
     struct image_map map;
     assert_int_equal(capture_once(&world, 0, NULL, NULL, &map), PAGES);
     world.last_map = map;

@@ -1,43 +1,17 @@
 /* The image server with real mounts: what is read is what was stored, whoever asks, or an error. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "base/io.h"
 #include "imaged_world.h"
-
-static struct world world;
-
-static int setup(void **state)
-{
-    (void)state;
-    world_open(&world);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    world_close(&world);
-    return 0;
-}
+#include "unit.h"
 
 struct reader {
     const char *path;
@@ -126,17 +100,16 @@ static int run_as_vmm(int (*body)(const char *path), const char *path)
 
 static void test_reads_equal_what_was_stored(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     struct world_snapshot snapshot;
-    world_snapshot(&world, 1, &snapshot);
     struct imaged_files files;
-    world_attach(&world, "vm1", &snapshot, &files);
+    world_attach_new(world, "vm1", 1, &snapshot, &files);
     assert_int_equal(read_by_threads(files.memory, snapshot.pages[IMAGE_MEMORY], WORLD_MEMORY_PAGES), 0);
     assert_int_equal(read_by_threads(files.disk_parent, snapshot.pages[IMAGE_DISK], WORLD_DISK_PAGES), 0);
     assert_int_equal(read_by_threads(files.disk, snapshot.pages[IMAGE_DISK], WORLD_DISK_PAGES), 0);
     CLEANUP_FREE char *reason = NULL;
-    assert_int_equal(imaged_failure(world.imaged, "vm1", &reason, NULL), 0);
-    world_detach(&world, "vm1", &files);
+    assert_int_equal(imaged_failure(world->imaged, "vm1", &reason, NULL), 0);
+    world_detach(world, "vm1", &files);
 }
 
 /* Everything that would change an image, tried by a VMM; 0 when all is refused. */
@@ -163,11 +136,10 @@ static int try_to_write(const char *path)
 
 static void test_writing_is_refused(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     struct world_snapshot snapshot;
-    world_snapshot(&world, 2, &snapshot);
     struct imaged_files files;
-    world_attach(&world, "vm1", &snapshot, &files);
+    world_attach_new(world, "vm1", 2, &snapshot, &files);
     const uint32_t *pages = snapshot.pages[IMAGE_MEMORY];
     CLEANUP_CLOSE int fd = open(files.memory, O_RDWR | O_CLOEXEC);
     assert_true(fd >= 0);
@@ -176,18 +148,18 @@ static void test_writing_is_refused(void **state)
 
     assert_int_equal(run_as_vmm(try_to_write, files.memory), 0);
     assert_true(world_is_page(other, pages[0]));
-    assert_int_equal(world_statistic(&world, "refused_writes"), 0); /* stopped before it came so far */
+    assert_int_equal(world_statistic(world, "refused_writes"), 0); /* stopped before it came so far */
 
     /* Root's get further, and are undone. */
     uint8_t bytes[IMAGE_PAGE_BYTES];
     memset(bytes, 0xee, sizeof(bytes));
     assert_true(pwrite(fd, bytes, sizeof(bytes), 0) < 0);
     assert_int_equal(errno, EROFS);
-    assert_int_equal(world_statistic(&world, "refused_writes"), 1);
+    assert_int_equal(world_statistic(world, "refused_writes"), 1);
     assert_int_equal(pread(fd, bytes, sizeof(bytes), 0), sizeof(bytes));
     assert_true(world_is_page(bytes, pages[0]));
     munmap((void *)(uintptr_t)other, WORLD_MEMORY_PAGES * IMAGE_PAGE_BYTES);
-    world_detach(&world, "vm1", &files);
+    world_detach(world, "vm1", &files);
 }
 
 static int write_through_a_mapping(const char *path)
@@ -203,17 +175,16 @@ static int write_through_a_mapping(const char *path)
 /* This the kernel doesn't refuse in time, so whoever may have read it is told. */
 static void test_writing_through_a_mapping_is_a_failure(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     struct world_snapshot snapshot;
-    world_snapshot(&world, 13, &snapshot);
     struct imaged_files files;
-    world_attach(&world, "vm1", &snapshot, &files);
-    CLEANUP_CLOSE int watch_fd = imaged_watch(world.imaged, NULL);
+    world_attach_new(world, "vm1", 13, &snapshot, &files);
+    CLEANUP_CLOSE int watch_fd = imaged_watch(world->imaged, NULL);
     assert_int_equal(run_as_vmm(write_through_a_mapping, files.memory), 0);
     struct pollfd failed = {.fd = watch_fd, .events = POLLIN};
     assert_int_equal(poll(&failed, 1, 30000), 1);
     CLEANUP_FREE char *reason = NULL;
-    assert_int_equal(imaged_failure(world.imaged, "vm1", &reason, NULL), 1);
+    assert_int_equal(imaged_failure(world->imaged, "vm1", &reason, NULL), 1);
     assert_non_null(strstr(reason, "shared mapping"));
     /* It is thrown out of the page cache. */
     CLEANUP_CLOSE int fd = open(files.memory, O_RDONLY | O_CLOEXEC);
@@ -221,13 +192,13 @@ static void test_writing_through_a_mapping_is_a_failure(void **state)
     do
         assert_int_equal(pread(fd, bytes, sizeof(bytes), 0), sizeof(bytes));
     while (!world_is_page(bytes, snapshot.pages[IMAGE_MEMORY][0]));
-    world_detach(&world, "vm1", &files);
+    world_detach(world, "vm1", &files);
 }
 
 /* Flips a bit in the middle of a file. */
-static void damage(const char *layer)
+static void damage(const struct world *world, const char *layer)
 {
-    CLEANUP_FREE char *path = world_path(&world, "layers/%s", layer);
+    CLEANUP_FREE char *path = world_path(world, "layers/%s", layer);
     CLEANUP_CLOSE int fd = open(path, O_RDWR | O_CLOEXEC);
     struct stat status;
     uint8_t byte;
@@ -263,7 +234,7 @@ static int touch_all(const char *path)
     return 0;
 }
 
-static void expect_failure(int watch_fd, const char *vm)
+static void expect_failure(const struct world *world, int watch_fd, const char *vm)
 {
     struct pollfd failed = {.fd = watch_fd, .events = POLLIN};
     assert_int_equal(poll(&failed, 1, 30000), 1);
@@ -272,52 +243,49 @@ static void expect_failure(int watch_fd, const char *vm)
     CLEANUP_FREE char *reason = NULL;
     assert_int_equal(imaged_next_failure(watch_fd, &told_vm, &told_reason, NULL), 1);
     assert_string_equal(told_vm, vm);
-    assert_int_equal(imaged_failure(world.imaged, vm, &reason, NULL), 1);
+    assert_int_equal(imaged_failure(world->imaged, vm, &reason, NULL), 1);
     assert_string_equal(told_reason, reason);
     assert_non_null(strstr(reason, "damaged"));
 }
 
 static void test_damage_is_an_error_for_those_concerned(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     struct world_snapshot damaged;
     struct world_snapshot whole;
-    world_snapshot(&world, 3, &damaged);
-    world_snapshot(&world, 4, &whole);
     struct imaged_files files;
     struct imaged_files other_files;
-    world_attach(&world, "vm1", &damaged, &files);
-    world_attach(&world, "vm2", &whole, &other_files);
-    CLEANUP_CLOSE int watch_fd = imaged_watch(world.imaged, NULL);
+    world_attach_new(world, "vm1", 3, &damaged, &files);
+    world_attach_new(world, "vm2", 4, &whole, &other_files);
+    CLEANUP_CLOSE int watch_fd = imaged_watch(world->imaged, NULL);
     char *none;
     assert_true(watch_fd >= 0);
     assert_int_equal(imaged_next_failure(watch_fd, &none, &none, NULL), 0);
 
-    damage(damaged.layers[0]);
+    damage(world, damaged.layers[0]);
     assert_int_equal(run_as_vmm(touch_all, files.memory), 128 + SIGBUS);
-    expect_failure(watch_fd, "vm1");
+    expect_failure(world, watch_fd, "vm1");
     assert_int_equal(find_unreadable(files.memory, &damaged), 0);
 
     assert_int_equal(read_by_threads(other_files.memory, whole.pages[IMAGE_MEMORY], WORLD_MEMORY_PAGES), 0);
-    assert_int_equal(imaged_failure(world.imaged, "vm2", &none, NULL), 0);
-    CLEANUP_CLOSE int late_fd = imaged_watch(world.imaged, NULL);
-    expect_failure(late_fd, "vm1");
+    assert_int_equal(imaged_failure(world->imaged, "vm2", &none, NULL), 0);
+    CLEANUP_CLOSE int late_fd = imaged_watch(world->imaged, NULL);
+    expect_failure(world, late_fd, "vm1");
 
-    world_detach(&world, "vm1", &files);
-    assert_int_equal(imaged_failure(world.imaged, "vm1", &none, NULL), -ENOENT);
-    world_detach(&world, "vm2", &other_files);
+    world_detach(world, "vm1", &files);
+    assert_int_equal(imaged_failure(world->imaged, "vm1", &none, NULL), -ENOENT);
+    world_detach(world, "vm2", &other_files);
 }
 
 /* The disk's base is read by the server itself, through its own mount. */
 static void test_damage_below_an_overlay_is_one_too(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     struct world_snapshot snapshot;
-    world_snapshot(&world, 5, &snapshot);
     struct imaged_files files;
-    world_attach(&world, "vm1", &snapshot, &files);
-    CLEANUP_CLOSE int watch_fd = imaged_watch(world.imaged, NULL);
-    CLEANUP_FREE char *path = world_path(&world, "layers/%s", snapshot.layers[0]);
+    world_attach_new(world, "vm1", 5, &snapshot, &files);
+    CLEANUP_CLOSE int watch_fd = imaged_watch(world->imaged, NULL);
+    CLEANUP_FREE char *path = world_path(world, "layers/%s", snapshot.layers[0]);
     assert_int_equal(truncate(path, 100), 0);
     CLEANUP_CLOSE int fd = open(files.disk, O_RDONLY | O_CLOEXEC);
     uint8_t bytes[IMAGE_PAGE_BYTES];
@@ -325,43 +293,42 @@ static void test_damage_below_an_overlay_is_one_too(void **state)
     for (size_t page = 0; page < WORLD_DISK_PAGES && n >= 0; page++)
         n = pread(fd, bytes, sizeof(bytes), (off_t)(page * sizeof(bytes)));
     assert_true(n < 0 && errno == EIO);
-    expect_failure(watch_fd, "vm1");
-    world_detach(&world, "vm1", &files);
+    expect_failure(world, watch_fd, "vm1");
+    world_detach(world, "vm1", &files);
 }
 
 static void test_a_second_mapping_misses_nothing(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     struct world_snapshot snapshot;
-    world_snapshot(&world, 6, &snapshot);
     struct imaged_files files;
     struct imaged_files second_files;
-    world_attach(&world, "vm1", &snapshot, &files);
+    world_attach_new(world, "vm1", 6, &snapshot, &files);
     assert_int_equal(run_as_vmm(touch_all, files.memory), 0);
-    int64_t misses = world_statistic(&world, "misses");
+    int64_t misses = world_statistic(world, "misses");
     assert_true(misses > 0);
 
-    world_attach(&world, "vm2", &snapshot, &second_files);
+    world_attach(world, "vm2", &snapshot, &second_files);
     assert_string_equal(files.memory, second_files.memory);
     assert_int_equal(run_as_vmm(touch_all, second_files.memory), 0);
-    assert_int_equal(world_statistic(&world, "misses"), misses);
-    world_detach(&world, "vm1", &files);
-    world_detach(&world, "vm2", &second_files);
+    assert_int_equal(world_statistic(world, "misses"), misses);
+    world_detach(world, "vm1", &files);
+    world_detach(world, "vm2", &second_files);
 
     /* And so do those who come when nobody has had it for a while. */
-    world_attach_again(&world, "vm1", &files);
+    world_attach_again(world, "vm1", &files);
     assert_int_equal(run_as_vmm(touch_all, files.memory), 0);
-    assert_int_equal(world_statistic(&world, "misses"), misses);
-    world_detach(&world, "vm1", &files);
+    assert_int_equal(world_statistic(world, "misses"), misses);
+    world_detach(world, "vm1", &files);
 }
 
 static void test_empty_memory(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     struct world_snapshot snapshot;
-    world_snapshot(&world, 7, &snapshot);
+    world_snapshot(world, 7, &snapshot);
     CLEANUP_FREE char *directory = NULL;
-    world_make_vm(&world, "vm1", &snapshot, &directory);
+    world_make_vm(world, "vm1", &snapshot, &directory);
     for (unsigned pages = 100; pages <= 200; pages += 100) { /* another size under the same name */
         struct imaged_attach attach = {.vm = "vm1",
                                        .vm_directory = directory,
@@ -369,33 +336,33 @@ static void test_empty_memory(void **state)
                                        .gid = WORLD_GID,
                                        .empty_memory = (uint64_t)pages * IMAGE_PAGE_BYTES};
         struct imaged_files files;
-        assert_int_equal(imaged_attach(world.imaged, &attach, &files, NULL), 0);
+        assert_int_equal(imaged_attach(world->imaged, &attach, &files, NULL), 0);
         struct stat status;
         assert_int_equal(stat(files.memory, &status), 0);
         assert_int_equal(status.st_size, pages * IMAGE_PAGE_BYTES);
         uint32_t zeros[200] = {0};
         assert_int_equal(read_by_threads(files.memory, zeros, pages), 0);
-        world_detach(&world, "vm1", &files);
+        world_detach(world, "vm1", &files);
     }
 }
 
 static void test_images_without_a_vm(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     struct world_snapshot snapshot;
-    world_snapshot(&world, 8, &snapshot);
-    CLEANUP_FREE char *disk = world_path(&world, "images/disk/%s", snapshot.id);
-    CLEANUP_FREE char *unknown = world_path(&world, "images/disk/%s", "aaaaaaaaaaaaaaaaaaaa");
-    CLEANUP_FREE char *odd = world_path(&world, "images/disk/%s", "..%2f..%2fetc");
+    world_snapshot(world, 8, &snapshot);
+    CLEANUP_FREE char *disk = world_path(world, "images/disk/%s", snapshot.id);
+    CLEANUP_FREE char *unknown = world_path(world, "images/disk/%s", "aaaaaaaaaaaaaaaaaaaa");
+    CLEANUP_FREE char *odd = world_path(world, "images/disk/%s", "..%2f..%2fetc");
     assert_int_equal(read_by_threads(disk, snapshot.pages[IMAGE_DISK], WORLD_DISK_PAGES), 0);
     assert_true(open(unknown, O_RDONLY | O_CLOEXEC) < 0 && errno == ENOENT);
     assert_true(open(odd, O_RDONLY | O_CLOEXEC) < 0 && errno == ENOENT);
 
     /* Known, but removed before it was opened. */
     struct world_snapshot removed;
-    world_snapshot(&world, 9, &removed);
-    CLEANUP_FREE char *removed_disk = world_path(&world, "images/disk/%s", removed.id);
-    CLEANUP_FREE char *manifest = world_path(&world, "snapshots/%s/manifest", removed.id);
+    world_snapshot(world, 9, &removed);
+    CLEANUP_FREE char *removed_disk = world_path(world, "images/disk/%s", removed.id);
+    CLEANUP_FREE char *manifest = world_path(world, "snapshots/%s/manifest", removed.id);
     struct stat status;
     assert_int_equal(stat(removed_disk, &status), 0);
     assert_int_equal(status.st_size, WORLD_DISK_PAGES * IMAGE_PAGE_BYTES);
@@ -406,14 +373,14 @@ static void test_images_without_a_vm(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_reads_equal_what_was_stored, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_writing_is_refused, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_writing_through_a_mapping_is_a_failure, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_damage_is_an_error_for_those_concerned, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_damage_below_an_overlay_is_one_too, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_a_second_mapping_misses_nothing, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_empty_memory, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_images_without_a_vm, setup, teardown),
+        WORLD_TEST(test_reads_equal_what_was_stored),
+        WORLD_TEST(test_writing_is_refused),
+        WORLD_TEST(test_writing_through_a_mapping_is_a_failure),
+        WORLD_TEST(test_damage_is_an_error_for_those_concerned),
+        WORLD_TEST(test_damage_below_an_overlay_is_one_too),
+        WORLD_TEST(test_a_second_mapping_misses_nothing),
+        WORLD_TEST(test_empty_memory),
+        WORLD_TEST(test_images_without_a_vm),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,11 +1,4 @@
 /* The image server as a process: overlays, working sets, its socket, its death. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
@@ -13,9 +6,6 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -23,29 +13,13 @@
 #include <unistd.h>
 
 #include "base/encode.h"
-#include "base/io.h"
 #include "base/unix_socket.h"
 #include "image/overlay.h"
 #include "imaged/protocol.h"
 #include "imaged_world.h"
+#include "unit.h"
 
 #define DISK_BYTES ((size_t)WORLD_DISK_PAGES * IMAGE_PAGE_BYTES)
-
-static struct world world;
-
-static int setup(void **state)
-{
-    (void)state;
-    world_open(&world);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    world_close(&world);
-    return 0;
-}
 
 /* What a disk should hold. */
 static uint8_t *model_disk(const struct world_snapshot *snapshot)
@@ -90,11 +64,10 @@ static void change(int fd, uint8_t *model, uint32_t *seed)
 
 static void test_a_disk_is_as_written(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     struct world_snapshot snapshot;
-    world_snapshot(&world, 1, &snapshot);
     struct imaged_files files;
-    world_attach(&world, "vm1", &snapshot, &files);
+    world_attach_new(world, "vm1", 1, &snapshot, &files);
     struct stat status;
     assert_int_equal(stat(files.disk, &status), 0);
     assert_int_equal(status.st_size, DISK_BYTES);
@@ -114,10 +87,10 @@ static void test_a_disk_is_as_written(void **state)
     close(TAKE_FD(fd));
 
     /* What was flushed is there after another start of the VM. */
-    world_detach(&world, "vm1", &files);
-    world_attach_again(&world, "vm1", &files);
+    world_detach(world, "vm1", &files);
+    world_attach_again(world, "vm1", &files);
     assert_true(disk_equals(files.disk, model));
-    world_detach(&world, "vm1", &files);
+    world_detach(world, "vm1", &files);
 }
 
 struct writer {
@@ -165,14 +138,13 @@ static void check_frozen(const char *directory, uint64_t generation)
 
 static void test_freezing_while_the_guest_writes(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     struct world_snapshot snapshot;
-    world_snapshot(&world, 2, &snapshot);
     struct imaged_files files;
-    world_attach(&world, "vm1", &snapshot, &files);
-    CLEANUP_FREE char *directory = world_path(&world, "vms/vm1");
+    world_attach_new(world, "vm1", 2, &snapshot, &files);
+    CLEANUP_FREE char *directory = world_path(world, "vms/vm1");
     uint64_t generation;
-    assert_int_equal(imaged_freeze(world.imaged, "vm1", &generation, NULL), 0);
+    assert_int_equal(imaged_freeze(world->imaged, "vm1", &generation, NULL), 0);
     assert_int_equal(generation, 0);
 
     struct writer writer = {.fd = open(files.disk, O_RDWR | O_CLOEXEC)};
@@ -182,7 +154,7 @@ static void test_freezing_while_the_guest_writes(void **state)
         unsigned before = atomic_load(&writer.written);
         while (atomic_load(&writer.written) < before + 3)
             sched_yield();
-        assert_int_equal(imaged_freeze(world.imaged, "vm1", &generation, NULL), 0);
+        assert_int_equal(imaged_freeze(world->imaged, "vm1", &generation, NULL), 0);
         assert_int_equal(generation, i);
         check_frozen(directory, generation);
     }
@@ -190,16 +162,15 @@ static void test_freezing_while_the_guest_writes(void **state)
     pthread_join(thread, NULL);
     assert_int_equal(writer.failed, 0);
     close(writer.fd);
-    world_detach(&world, "vm1", &files);
+    world_detach(world, "vm1", &files);
 }
 
 static void test_rebasing(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     struct world_snapshot snapshot;
-    world_snapshot(&world, 3, &snapshot);
     struct imaged_files files;
-    world_attach(&world, "vm1", &snapshot, &files);
+    world_attach_new(world, "vm1", 3, &snapshot, &files);
     CLEANUP_CLOSE int fd = open(files.disk, O_RDWR | O_CLOEXEC);
     uint8_t page[IMAGE_PAGE_BYTES];
     for (uint32_t i = 0; i < 50; i++) {
@@ -208,90 +179,89 @@ static void test_rebasing(void **state)
         assert_int_equal(pwrite(fd, page, sizeof(page), (off_t)i * 7 * IMAGE_PAGE_BYTES), sizeof(page));
     }
     uint64_t generation;
-    assert_int_equal(imaged_freeze(world.imaged, "vm1", &generation, NULL), 0);
+    assert_int_equal(imaged_freeze(world->imaged, "vm1", &generation, NULL), 0);
     snapshot.pages[IMAGE_DISK][3] = 77; /* after the freeze: stays in the overlay */
     world_fill_page(page, 77);
     assert_int_equal(pwrite(fd, page, sizeof(page), (off_t)3 * IMAGE_PAGE_BYTES), sizeof(page));
     CLEANUP_FREE uint8_t *model = model_disk(&snapshot);
-    int64_t before = world_statistic(&world, "overlay_written_bytes");
+    int64_t before = world_statistic(world, "overlay_written_bytes");
     assert_true(before > 0);
 
     snapshot.pages[IMAGE_DISK][3] = 0;
     assert_int_equal(random_name(snapshot.id, LAYER_ID_LENGTH), 0);
-    world_write_snapshot(&world, &snapshot);
-    CLEANUP_FREE char *from = world_path(&world, "snapshots/%s/manifest", snapshot.id);
-    CLEANUP_FREE char *to = world_path(&world, "vms/vm1/disk-manifest");
-    CLEANUP_FREE char *frozen = world_path(&world, "vms/vm1/overlay.1.data");
+    world_write_snapshot(world, &snapshot);
+    CLEANUP_FREE char *from = world_path(world, "snapshots/%s/manifest", snapshot.id);
+    CLEANUP_FREE char *to = world_path(world, "vms/vm1/disk-manifest");
+    CLEANUP_FREE char *frozen = world_path(world, "vms/vm1/overlay.1.data");
     assert_int_equal(link(from, to), 0);
     assert_int_equal(access(frozen, F_OK), 0);
-    assert_int_equal(imaged_rebase(world.imaged, "vm1", generation, NULL), 0);
+    assert_int_equal(imaged_rebase(world->imaged, "vm1", generation, NULL), 0);
     assert_true(access(frozen, F_OK) < 0);
     assert_true(disk_equals(files.disk, model));
     close(TAKE_FD(fd));
-    world_detach(&world, "vm1", &files);
+    world_detach(world, "vm1", &files);
 
-    world_attach_again(&world, "vm1", &files);
+    world_attach_again(world, "vm1", &files);
     assert_non_null(strstr(files.disk_parent, snapshot.id));
-    world_detach(&world, "vm1", &files);
+    world_detach(world, "vm1", &files);
 }
 
 static void test_attaching_and_detaching(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     CLEANUP_ERROR struct error err = ERROR_INIT;
     struct world_snapshot snapshot;
-    world_snapshot(&world, 4, &snapshot);
     struct imaged_files files;
     struct imaged_files same;
-    world_attach(&world, "vm1", &snapshot, &files);
-    world_attach_again(&world, "vm1", &same);
+    world_attach_new(world, "vm1", 4, &snapshot, &files);
+    world_attach_again(world, "vm1", &same);
     assert_string_equal(files.disk, same.disk);
     assert_string_equal(files.memory, same.memory);
     imaged_files_done(&same);
     CLEANUP_CLOSE int fd = open(files.disk, O_RDWR | O_CLOEXEC);
-    world_detach(&world, "vm1", &files);
+    world_detach(world, "vm1", &files);
 
     /* Who still has the disk gets an error. */
     uint8_t page[IMAGE_PAGE_BYTES];
     assert_true(pread(fd, page, sizeof(page), 0) < 0);
-    CLEANUP_FREE char *disk = world_path(&world, "overlays/vm1");
+    CLEANUP_FREE char *disk = world_path(world, "overlays/vm1");
     assert_true(open(disk, O_RDWR | O_CLOEXEC) < 0 && errno == ENOENT);
-    assert_int_equal(imaged_detach(world.imaged, "vm1", &err), -ENOENT);
+    assert_int_equal(imaged_detach(world->imaged, "vm1", &err), -ENOENT);
     uint64_t generation;
-    assert_int_equal(imaged_freeze(world.imaged, "vm1", &generation, &err), -ENOENT);
+    assert_int_equal(imaged_freeze(world->imaged, "vm1", &generation, &err), -ENOENT);
 
-    struct imaged_attach bad = {.vm = "../vm1", .vm_directory = world.directory};
-    assert_int_equal(imaged_attach(world.imaged, &bad, &files, &err), -EINVAL);
+    struct imaged_attach bad = {.vm = "../vm1", .vm_directory = world->directory};
+    assert_int_equal(imaged_attach(world->imaged, &bad, &files, &err), -EINVAL);
     bad.vm = "vm2";
-    assert_int_equal(imaged_attach(world.imaged, &bad, &files, &err), -ENOENT);
+    assert_int_equal(imaged_attach(world->imaged, &bad, &files, &err), -ENOENT);
     bad.vm_directory = "relative";
-    assert_int_equal(imaged_attach(world.imaged, &bad, &files, &err), -EINVAL);
-    assert_int_equal(world_statistic(&world, "vms"), 0);
+    assert_int_equal(imaged_attach(world->imaged, &bad, &files, &err), -EINVAL);
+    assert_int_equal(world_statistic(world, "vms"), 0);
 }
 
 static void test_missing_layers_and_damaged_manifests(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     CLEANUP_ERROR struct error err = ERROR_INIT;
     struct world_snapshot snapshot;
     struct imaged_files files;
     CLEANUP_FREE char *directory = NULL;
-    world_snapshot(&world, 9, &snapshot);
-    world_make_vm(&world, "vm1", &snapshot, &directory);
-    CLEANUP_FREE char *layer = world_path(&world, "layers/%s", snapshot.layers[1]);
-    CLEANUP_FREE char *away = world_path(&world, "layers/away");
+    world_snapshot(world, 9, &snapshot);
+    world_make_vm(world, "vm1", &snapshot, &directory);
+    CLEANUP_FREE char *layer = world_path(world, "layers/%s", snapshot.layers[1]);
+    CLEANUP_FREE char *away = world_path(world, "layers/away");
     struct imaged_attach attach = {.vm = "vm1", .vm_directory = directory};
     assert_int_equal(rename(layer, away), 0);
-    assert_int_equal(imaged_attach(world.imaged, &attach, &files, &err), -ENOENT);
+    assert_int_equal(imaged_attach(world->imaged, &attach, &files, &err), -ENOENT);
     assert_non_null(strstr(error_message(&err), snapshot.layers[1]));
     assert_int_equal(rename(away, layer), 0);
 
-    CLEANUP_FREE char *manifest = world_path(&world, "vms/vm1/manifest");
+    CLEANUP_FREE char *manifest = world_path(world, "vms/vm1/manifest");
     struct stat status;
     assert_int_equal(stat(manifest, &status), 0);
     assert_int_equal(truncate(manifest, status.st_size - 1), 0);
-    assert_int_equal(imaged_attach(world.imaged, &attach, &files, &err), -EBADMSG);
-    assert_int_equal(world_statistic(&world, "vms"), 0);
+    assert_int_equal(imaged_attach(world->imaged, &attach, &files, &err), -EBADMSG);
+    assert_int_equal(world_statistic(world, "vms"), 0);
 }
 
 /* Sends a packet as it is; the reply's error code, 0 for none. */
@@ -308,8 +278,8 @@ static int send_raw(int fd, const void *bytes, size_t length)
 
 static void test_malformed_packets(void **state)
 {
-    (void)state;
-    CLEANUP_FREE char *path = world_path(&world, PROTOCOL_SOCKET);
+    struct world *world = *state;
+    CLEANUP_FREE char *path = world_path(world, PROTOCOL_SOCKET);
     CLEANUP_CLOSE int fd = unix_socket_connect_packets(path, NULL);
     assert_true(fd >= 0);
     static const struct {
@@ -361,11 +331,11 @@ static size_t count_resident(const char *path, const uint8_t *wanted, size_t *re
 }
 
 /* Restarting the server empties the page cache of its images. */
-static void restart(void)
+static void restart(struct world *world)
 {
-    assert_int_equal(imaged_stop(world.imaged, NULL), 0);
-    imaged_close(world.imaged);
-    world_start(&world);
+    assert_int_equal(imaged_stop(world->imaged, NULL), 0);
+    imaged_close(world->imaged);
+    world_start(world);
 }
 
 static void touch(const char *path, const uint8_t *wanted, const struct world_snapshot *snapshot)
@@ -381,7 +351,7 @@ static void touch(const char *path, const uint8_t *wanted, const struct world_sn
 
 static void test_working_set(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     struct world_snapshot snapshot;
     struct imaged_files files;
     uint8_t wanted[WORLD_MEMORY_PAGES] = {0};
@@ -392,54 +362,52 @@ static void test_working_set(void **state)
         count += !wanted[page];
         wanted[page] = 1;
     }
-    world_snapshot(&world, 10, &snapshot);
-    world_attach(&world, "vm1", &snapshot, &files);
-    CLEANUP_FREE char *path = world_path(&world, "vms/vm1/working-set");
-    CLEANUP_FREE char *second_path = world_path(&world, "working-set");
-    assert_int_equal(imaged_prefetch(world.imaged, "vm1", NULL), 0); /* there is none yet */
+    world_attach_new(world, "vm1", 10, &snapshot, &files);
+    CLEANUP_FREE char *path = world_path(world, "vms/vm1/working-set");
+    CLEANUP_FREE char *second_path = world_path(world, "working-set");
+    assert_int_equal(imaged_prefetch(world->imaged, "vm1", NULL), 0); /* there is none yet */
     touch(files.memory, wanted, &snapshot);
-    assert_int_equal(imaged_save_working_set(world.imaged, "vm1", path, NULL), 0);
-    assert_int_equal(imaged_save_working_set(world.imaged, "vm1", path, NULL), -ENODATA);
-    world_detach(&world, "vm1", &files);
+    assert_int_equal(imaged_save_working_set(world->imaged, "vm1", path, NULL), 0);
+    assert_int_equal(imaged_save_working_set(world->imaged, "vm1", path, NULL), -ENODATA);
+    world_detach(world, "vm1", &files);
 
-    restart();
-    world_attach_again(&world, "vm1", &files);
+    restart(world);
+    world_attach_again(world, "vm1", &files);
     CLEANUP_CLOSE int fd = open(files.memory, O_RDONLY | O_CLOEXEC);
     size_t others;
     assert_int_equal(count_resident(files.memory, wanted, &others), 0);
-    assert_int_equal(imaged_prefetch(world.imaged, "vm1", NULL), 0);
-    while (world_statistic(&world, "prefetches") == 0)
+    assert_int_equal(imaged_prefetch(world->imaged, "vm1", NULL), 0);
+    while (world_statistic(world, "prefetches") == 0)
         ;
     assert_int_equal(count_resident(files.memory, wanted, &others), count);
     assert_true(others < WORLD_MEMORY_PAGES * 3 / 4);
-    assert_int_equal(world_statistic(&world, "misses"), 0);
+    assert_int_equal(world_statistic(world, "misses"), 0);
     touch(files.memory, wanted, &snapshot);
-    assert_int_equal(world_statistic(&world, "misses"), 0);
+    assert_int_equal(world_statistic(world, "misses"), 0);
 
     /* Saved again, it holds the old and the new. */
     for (size_t page = 100; page < 110; page++)
         wanted[page] = 1;
     touch(files.memory, wanted, &snapshot);
-    assert_int_equal(imaged_save_working_set(world.imaged, "vm1", second_path, NULL), 0);
+    assert_int_equal(imaged_save_working_set(world->imaged, "vm1", second_path, NULL), 0);
     struct stat first;
     struct stat second;
     assert_true(stat(path, &first) == 0 && stat(second_path, &second) == 0);
     assert_true(first.st_size > 24 && second.st_size > 24 && second.st_size >= first.st_size - 8);
     close(TAKE_FD(fd));
-    world_detach(&world, "vm1", &files);
+    world_detach(world, "vm1", &files);
 }
 
 static void test_a_damaged_working_set_is_none(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     struct world_snapshot snapshot;
     struct imaged_files files;
-    world_snapshot(&world, 11, &snapshot);
-    CLEANUP_FREE char *path = world_path(&world, "vms/vm1/working-set");
+    CLEANUP_FREE char *path = world_path(world, "vms/vm1/working-set");
     uint8_t wanted[WORLD_MEMORY_PAGES] = {[7] = 1, [1000] = 1};
-    world_attach(&world, "vm1", &snapshot, &files);
+    world_attach_new(world, "vm1", 11, &snapshot, &files);
     touch(files.memory, wanted, &snapshot);
-    assert_int_equal(imaged_save_working_set(world.imaged, "vm1", path, NULL), 0);
+    assert_int_equal(imaged_save_working_set(world->imaged, "vm1", path, NULL), 0);
     CLEANUP_CLOSE int fd = open(path, O_RDWR | O_CLOEXEC);
     struct stat status;
     assert_true(fd >= 0 && fstat(fd, &status) == 0);
@@ -448,15 +416,15 @@ static void test_a_damaged_working_set_is_none(void **state)
         assert_int_equal(pread(fd, &byte, 1, at), 1);
         byte ^= 1;
         assert_int_equal(pwrite(fd, &byte, 1, at), 1);
-        assert_int_equal(imaged_prefetch(world.imaged, "vm1", NULL), 0);
+        assert_int_equal(imaged_prefetch(world->imaged, "vm1", NULL), 0);
         byte ^= 1;
         assert_int_equal(pwrite(fd, &byte, 1, at), 1);
     }
-    assert_int_equal(world_statistic(&world, "prefetches"), 0);
-    assert_int_equal(imaged_prefetch(world.imaged, "vm1", NULL), 0);
-    while (world_statistic(&world, "prefetches") == 0)
+    assert_int_equal(world_statistic(world, "prefetches"), 0);
+    assert_int_equal(imaged_prefetch(world->imaged, "vm1", NULL), 0);
+    while (world_statistic(world, "prefetches") == 0)
         ;
-    world_detach(&world, "vm1", &files);
+    world_detach(world, "vm1", &files);
 }
 
 struct cold_reader {
@@ -495,14 +463,14 @@ static void *read_until_error(void *argument)
 /* Kills the server while pages are read from it, also by itself for the overlay. */
 static void test_death_is_an_error_never_wrong_bytes(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     struct world_snapshot snapshot;
-    world_snapshot(&world, 12, &snapshot);
+    world_snapshot(world, 12, &snapshot);
     for (unsigned round = 0; round < 5; round++) {
         struct imaged_files files;
         char vm[8];
         snprintf(vm, sizeof(vm), "vm%u", round);
-        world_attach(&world, vm, &snapshot, &files);
+        world_attach(world, vm, &snapshot, &files);
         _Atomic unsigned started = 0;
         struct cold_reader readers[] = {
             {.path = files.memory,
@@ -520,8 +488,8 @@ static void test_death_is_an_error_never_wrong_bytes(void **state)
         }
         while (atomic_load(&started) < ARRAY_SIZE(readers))
             sched_yield();
-        assert_int_equal(kill(imaged_pid(world.imaged), SIGKILL), 0);
-        struct pollfd ended = {.fd = imaged_pidfd(world.imaged), .events = POLLIN};
+        assert_int_equal(kill(imaged_pid(world->imaged), SIGKILL), 0);
+        struct pollfd ended = {.fd = imaged_pidfd(world->imaged), .events = POLLIN};
         assert_int_equal(poll(&ended, 1, 30000), 1);
         for (size_t i = 0; i < ARRAY_SIZE(readers); i++) {
             pthread_join(threads[i], NULL);
@@ -530,24 +498,24 @@ static void test_death_is_an_error_never_wrong_bytes(void **state)
         }
         imaged_files_done(&files);
         CLEANUP_FREE char *none = NULL;
-        assert_int_equal(imaged_failure(world.imaged, vm, &none, NULL), -EHOSTDOWN);
-        assert_int_equal(imaged_restart(world.imaged, NULL), 0);
-        assert_int_equal(world_statistic(&world, "vms"), 0);
-        world_attach_again(&world, vm, &files);
+        assert_int_equal(imaged_failure(world->imaged, vm, &none, NULL), -EHOSTDOWN);
+        assert_int_equal(imaged_restart(world->imaged, NULL), 0);
+        assert_int_equal(world_statistic(world, "vms"), 0);
+        world_attach_again(world, vm, &files);
         CLEANUP_FREE uint8_t *model = model_disk(&snapshot);
         assert_true(disk_equals(files.disk, model));
-        world_detach(&world, vm, &files);
+        world_detach(world, vm, &files);
     }
 }
 
 static void test_one_server_a_directory(void **state)
 {
-    (void)state;
+    struct world *world = *state;
     struct imaged *second;
     bool restarted = true;
-    assert_int_equal(imaged_start(world.directory, getenv("IMAGED"), &second, &restarted, NULL), 0);
+    assert_int_equal(imaged_start(world->directory, getenv("IMAGED"), &second, &restarted, NULL), 0);
     assert_false(restarted);
-    assert_int_equal(imaged_pid(second), imaged_pid(world.imaged));
+    assert_int_equal(imaged_pid(second), imaged_pid(world->imaged));
     imaged_close(second);
 
     /* One that is started by hand doesn't get in its way. */
@@ -555,28 +523,28 @@ static void test_one_server_a_directory(void **state)
     if (pid == 0) {
         int null_fd = open("/dev/null", O_WRONLY);
         dup2(null_fd, STDERR_FILENO);
-        execl(getenv("IMAGED"), "dormouse-imaged", "--data", world.directory, (char *)NULL);
+        execl(getenv("IMAGED"), "dormouse-imaged", "--data", world->directory, (char *)NULL);
         _exit(127);
     }
     int status;
     assert_int_equal(waitpid(pid, &status, 0), pid);
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 1);
-    assert_int_equal(world_statistic(&world, "vms"), 0);
+    assert_int_equal(world_statistic(world, "vms"), 0);
 }
 
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_a_disk_is_as_written, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_freezing_while_the_guest_writes, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_rebasing, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_attaching_and_detaching, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_missing_layers_and_damaged_manifests, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_malformed_packets, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_working_set, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_a_damaged_working_set_is_none, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_death_is_an_error_never_wrong_bytes, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_one_server_a_directory, setup, teardown),
+        WORLD_TEST(test_a_disk_is_as_written),
+        WORLD_TEST(test_freezing_while_the_guest_writes),
+        WORLD_TEST(test_rebasing),
+        WORLD_TEST(test_attaching_and_detaching),
+        WORLD_TEST(test_missing_layers_and_damaged_manifests),
+        WORLD_TEST(test_malformed_packets),
+        WORLD_TEST(test_working_set),
+        WORLD_TEST(test_a_damaged_working_set_is_none),
+        WORLD_TEST(test_death_is_an_error_never_wrong_bytes),
+        WORLD_TEST(test_one_server_a_directory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

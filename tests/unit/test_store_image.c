@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "random.h"
 #include "store/image.h"
 #include "unit.h"
 
@@ -13,10 +14,7 @@ static uint64_t random_state = 88172645463325252u;
 
 static uint32_t random_below(uint32_t bound)
 {
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return (uint32_t)(random_state >> 32) % bound;
+    return (uint32_t)(random_next(&random_state) >> 32) % bound;
 }
 
 /* An image whose every page begins with a number of its own, 0 where it is zero. */

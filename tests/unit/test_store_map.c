@@ -1,5 +1,6 @@
 #include <errno.h>
 
+#include "random.h"
 #include "store/map.h"
 #include "unit.h"
 
@@ -16,10 +17,7 @@ static uint64_t random_state = 88172645463325252u;
 
 static uint32_t random_below(uint32_t bound)
 {
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return (uint32_t)(random_state >> 32) % bound;
+    return (uint32_t)(random_next(&random_state) >> 32) % bound;
 }
 
 static void check_form(const struct image_map *map)

@@ -36,8 +36,8 @@ static inline int unit_remove_directory(void **state)
 
 static inline char *unit_path(const char *directory, const char *name)
 {
-    char *path;
-    assert_true(asprintf(&path, "%s/%s", directory, name) > 0);
+    char *path = io_path(directory, name, NULL);
+    assert_non_null(path);
     return path;
 }
 
