@@ -81,6 +81,30 @@ def test_only_pages_that_differ_are_written(sandbox):
     assert same["bytes_written"] < 8 * mib
 
 
+def written_bytes(pid):
+    """Of pages of files that the process made dirty, whether they are on a disk yet or not."""
+    (line,) = (line for line in Path(f"/proc/{pid}/io").read_text().splitlines() if line.startswith("write_bytes:"))
+    return int(line.split()[1])
+
+
+def test_resuming_writes_nothing(sandbox):
+    """Pages come from the snapshot and stay as clean as they were there, whether the guest wants them or not."""
+    daemon = sandbox.daemon
+    kept = 160
+    sandbox.sh(f"mkdir /tmp/ram; mount -t tmpfs -o size={kept + 10}m ram /tmp/ram; "
+               f"dd if=/dev/urandom of=/tmp/ram/data bs=1M count={kept} 2>/dev/null; sync")  # fmt: skip
+    digest = sandbox.sh("md5sum /tmp/ram/data")
+    snapshot = sandbox.pause()["snapshot"]
+    servers = [daemon.process.pid, daemon.image_server()]
+    before = sum(map(written_bytes, servers))
+    vmm = sandbox.resume()["vmm_pid"]
+    resumed = written_bytes(vmm), sum(map(written_bytes, servers)) - before
+    assert sandbox.sh("md5sum /tmp/ram/data") == digest
+    wait_until(lambda: daemon.json("snapshot", "inspect", snapshot)["working_set"], "the working set is recorded")
+    used = written_bytes(vmm), sum(map(written_bytes, servers)) - before
+    assert sum(used) < 1 << 20, f"written by VMM and servers: {resumed} by the resume, {used} after all memory was read"
+
+
 def test_the_clock_is_right_after_a_pause(sandbox):
     sandbox.pause()
     time.sleep(3)  # so long the guest's clock stood still

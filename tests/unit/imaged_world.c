@@ -63,7 +63,7 @@ void world_start(struct world *world)
 
 void world_open(struct world *world)
 {
-    strcpy(world->directory, "/tmp/test-imaged-XXXXXX");
+    strcpy(world->directory, "/var/tmp/test-imaged-XXXXXX");
     assert_non_null(mkdtemp(world->directory));
     assert_int_equal(chmod(world->directory, 0711), 0); /* those who play VMMs open files by their paths */
     static const char *const directories[] = {"layers", "snapshots", "vms"};

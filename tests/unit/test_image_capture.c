@@ -9,8 +9,11 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/sysinfo.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -338,7 +341,50 @@ static void check_thrift(int layers, const struct captured *captured, const uint
     layer_close(layer);
 }
 
-static void check_seed(const char *directory, int layers, uint64_t seed)
+/* The bytes of the guest that are in swap. */
+static uint64_t swapped_bytes(const struct guest *guest)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    CLEANUP_CLOSE int pagemap = page_map_open(guest->pid, &err);
+    static uint64_t entries[PAGES];
+    uint64_t swapped = 0;
+    for (size_t i = 0; i < ARRAY_SIZE(guest->ranges); i++) {
+        size_t pages = guest->ranges[i].length / PAGE;
+        off_t offset = (off_t)(guest->ranges[i].address / PAGE * sizeof(entries[0]));
+        ssize_t bytes = (ssize_t)(pages * sizeof(entries[0]));
+        assert_int_equal(pread(pagemap, entries, (size_t)bytes, offset), bytes);
+        for (size_t page = 0; page < pages; page++)
+            swapped += (entries[page] >> 62 & 1) * PAGE;
+    }
+    return swapped;
+}
+
+static bool host_has_swap(void)
+{
+    struct sysinfo host;
+    return sysinfo(&host) == 0 && (uint64_t)host.freeswap * host.mem_unit >= 2 * PAGES * PAGE;
+}
+
+/* Both walkers count the same then. Not all of it goes: the kernel's zero pages stay, as does what others hold. */
+static void page_out(const struct guest *guest, struct capture_memory source)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    CLEANUP_CLOSE int pidfd = pidfd_open(guest->pid, 0);
+    for (size_t i = 0; i < ARRAY_SIZE(guest->ranges); i++) {
+        struct iovec memory = {(void *)(uintptr_t)guest->ranges[i].address, guest->ranges[i].length};
+        assert_int_equal(process_madvise(pidfd, &memory, 1, MADV_PAGEOUT, 0), guest->ranges[i].length);
+    }
+    uint64_t private_bytes[2];
+    uint64_t resident_bytes;
+    for (int i = 0; i < 2; i++) {
+        source.without_scan = i == 1;
+        assert_int_equal(capture_count(&source, &private_bytes[i], &resident_bytes, &err), 0);
+    }
+    assert_int_equal(private_bytes[0], private_bytes[1]);
+    assert_true(!host_has_swap() || swapped_bytes(guest) > private_bytes[0] / 4);
+}
+
+static void check_seed(const char *directory, int layers, uint64_t seed, bool swapped)
 {
     static const unsigned frame_sizes[] = {LAYER_FRAME_PAGES_MEMORY, 1, LAYER_FRAME_PAGES_DISK, 512};
     uint64_t random = seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
@@ -355,6 +401,8 @@ static void check_seed(const char *directory, int layers, uint64_t seed)
     unsigned frame_pages = frame_sizes[seed % ARRAY_SIZE(frame_sizes)];
     struct captured captured[2];
     for (int i = 0; i < 2; i++) {
+        if (swapped)
+            page_out(&guest, source); /* again for the second: reading brings pages back */
         source.without_scan = i == 1;
         capture(layers, &(struct subject){.memory = &source}, frame_pages, &captured[i]);
     }
@@ -380,7 +428,16 @@ static void both_walkers_capture_what_the_guest_has(void **state)
 {
     CLEANUP_CLOSE int layers = make_layers(*state);
     for (uint64_t seed = 1; seed <= 24; seed++)
-        check_seed(*state, layers, seed);
+        check_seed(*state, layers, seed, false);
+}
+
+static void both_walkers_capture_what_is_in_swap(void **state)
+{
+    if (!host_has_swap())
+        print_message("no swap here: pages stay where they are\n");
+    CLEANUP_CLOSE int layers = make_layers(*state);
+    for (uint64_t seed = 1; seed <= 4; seed++)
+        check_seed(*state, layers, seed, true);
 }
 
 /* A guest of which `pages` pages are private and full of random bytes; returns what to capture of it. */
@@ -745,6 +802,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         UNIT_TEST(both_walkers_capture_what_the_guest_has),
+        UNIT_TEST(both_walkers_capture_what_is_in_swap),
         UNIT_TEST(memory_is_bounded_whatever_the_guest),
         UNIT_TEST(a_full_disk_fails_the_capture),
         UNIT_TEST(a_process_that_is_gone_fails_the_capture),
