@@ -17,70 +17,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "image/capture.h"
+#include "capture_world.h"
 #include "image/pages.h"
 #include "random.h"
-#include "store/layer.h"
 #include "unit.h"
 
 #ifndef MADV_PAGEOUT
 #define MADV_PAGEOUT 21
 #endif
 
-#define PAGE      ((size_t)IMAGE_PAGE_BYTES)
 #define HUGE_PAGE (2u << 20)
-
-/* The image: two pieces of guest memory with a gap between, where the image has data, too, and one without a file.
- */
-#define LOW_PAGES  3000u
-#define GAP_PAGES  1000u
-#define HIGH_PAGES 3000u
-#define BARE_PAGES 2048u
-#define HIGH_START (LOW_PAGES + GAP_PAGES)
-#define BARE_START (HIGH_START + HIGH_PAGES)
-#define PAGES      (BARE_START + BARE_PAGES)
-
-#define PARENT_LAYER 0u
-#define NEW_LAYER    1u
-
-struct parent {
-    int fd;
-    uint8_t *content;
-    struct image_map map;
-};
-
-/* Data in random stretches of the part that has a file; extents end in the middle of them, too. */
-static void make_parent(const char *directory, uint64_t *random, struct parent *ret)
-{
-    CLEANUP_FREE char *path = unit_path(directory, "parent");
-    ret->fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    assert_true(ret->fd >= 0);
-    assert_int_equal(ftruncate(ret->fd, (off_t)(PAGES * PAGE)), 0);
-    ret->content = calloc(PAGES, PAGE);
-    ret->map = (struct image_map){.extents = calloc(PAGES, sizeof(struct map_extent)), .pages = PAGES};
-    assert_non_null(ret->content);
-    assert_non_null(ret->map.extents);
-    uint32_t slot = 5;
-    for (uint32_t page = 0; page < BARE_START;) {
-        page += (uint32_t)(random_next(random) % 40);
-        uint32_t count = 1 + (uint32_t)(random_next(random) % (random_next(random) % 8 == 0 ? 300 : 6));
-        if (page + count > BARE_START)
-            break;
-        random_fill(ret->content + page * PAGE, count * PAGE, random);
-        assert_int_equal(io_pwrite_full(ret->fd, ret->content + page * PAGE, count * PAGE, (off_t)(page * PAGE)),
-                         0);
-        ret->map.extents[ret->map.count++] = (struct map_extent){page, count, PARENT_LAYER, slot};
-        page += count;
-        slot += count + (uint32_t)(random_next(random) % 3);
-    }
-}
-
-static void drop_parent(struct parent *parent)
-{
-    close(parent->fd);
-    free(parent->content);
-    free(parent->map.extents);
-}
 
 struct guest {
     pid_t pid;
@@ -222,125 +168,6 @@ static void kill_guest(struct guest *guest)
     close(guest->dump);
 }
 
-static int make_layers(const char *directory)
-{
-    CLEANUP_FREE char *path = unit_path(directory, "layers");
-    assert_int_equal(io_make_directories(path, 0700), 0);
-    int fd = open(path, O_DIRECTORY | O_CLOEXEC);
-    assert_true(fd >= 0);
-    return fd;
-}
-
-struct captured {
-    struct capture_result result;
-    char layer_id[LAYER_ID_LENGTH + 1];
-    uint64_t layer_bytes;
-};
-
-/* One of the three is given. */
-struct subject {
-    const struct capture_memory *memory;
-    const struct capture_disk *disk;
-    int file;
-    uint64_t file_bytes;
-};
-
-static int try_capture(int layers, const struct subject *subject, unsigned frame_pages, struct captured *ret,
-                       struct error *err)
-{
-    struct layer_writer *writer;
-    int r = layer_writer_open(layers, LAYER_CODEC_ZSTD, frame_pages, &writer, err);
-    if (r < 0)
-        return r;
-    snprintf(ret->layer_id, sizeof(ret->layer_id), "%s", layer_writer_id(writer));
-    r = subject->memory != NULL ? capture_memory(subject->memory, writer, NEW_LAYER, &ret->result, err)
-        : subject->disk != NULL
-            ? capture_disk(subject->disk, writer, NEW_LAYER, &ret->result, err)
-            : capture_file(subject->file, subject->file_bytes, writer, NEW_LAYER, &ret->result, err);
-    if (r < 0) {
-        layer_writer_abort(writer);
-        return r;
-    }
-    return layer_writer_finish(writer, &ret->layer_bytes, err);
-}
-
-static void capture(int layers, const struct subject *subject, unsigned frame_pages, struct captured *ret)
-{
-    CLEANUP_ERROR struct error err = ERROR_INIT;
-    if (try_capture(layers, subject, frame_pages, ret, &err) < 0)
-        fail_msg("%s", error_message(&err));
-}
-
-static void read_extent(struct layer *layer, struct frame_buffer *buffer, const struct map_extent *extent,
-                        uint8_t *to)
-{
-    CLEANUP_ERROR struct error err = ERROR_INIT;
-    unsigned frame_pages = layer_frame_pages(layer);
-    for (uint32_t i = 0; i < extent->count; i++) {
-        const uint8_t *pages;
-        uint32_t slot = extent->slot + i;
-        int count = layer_read_frame(layer, slot / frame_pages, buffer, &pages, &err);
-        if (count < 0)
-            fail_msg("%s", error_message(&err));
-        assert_true((int)(slot % frame_pages) < count);
-        memcpy(to + i * PAGE, pages + slot % frame_pages * PAGE, PAGE);
-    }
-}
-
-/* What the captured image holds: the parent's pages (NULL: none) and those of the layer, by way of the maps. */
-static uint8_t *read_image(int layers, const struct parent *parent, uint64_t pages, const struct captured *captured)
-{
-    CLEANUP_ERROR struct error err = ERROR_INIT;
-    struct image_map map;
-    assert_int_equal(image_map_apply(parent != NULL ? &parent->map : NULL, pages, captured->result.changes,
-                                     captured->result.change_count, &map, &err),
-                     0);
-    struct layer *layer;
-    struct frame_buffer *buffer;
-    if (layer_open(layers, captured->layer_id, captured->layer_bytes, &layer, &err) < 0 ||
-        frame_buffer_new(&buffer, &err) < 0)
-        fail_msg("%s", error_message(&err));
-    uint8_t *content = calloc(pages, PAGE);
-    assert_non_null(content);
-    for (size_t i = 0; i < map.count; i++) {
-        const struct map_extent *extent = &map.extents[i];
-        uint8_t *to = content + extent->page * PAGE;
-        if (extent->layer == NEW_LAYER)
-            read_extent(layer, buffer, extent, to);
-        else if (parent != NULL)
-            memcpy(to, parent->content + extent->page * PAGE, extent->count * PAGE);
-    }
-    frame_buffer_free(buffer);
-    layer_close(layer);
-    image_map_done(&map);
-    return content;
-}
-
-/* Nothing is stored that the parent has, and frames are full, but for one. */
-static void check_thrift(int layers, const struct captured *captured, const uint8_t *before, const uint8_t *after)
-{
-    CLEANUP_ERROR struct error err = ERROR_INIT;
-    uint64_t stored = 0;
-    uint64_t changed = 0;
-    for (size_t i = 0; i < captured->result.change_count; i++) {
-        const struct map_extent *change = &captured->result.changes[i];
-        for (size_t page = change->page; page < change->page + change->count; page++)
-            assert_memory_not_equal(before + page * PAGE, after + page * PAGE, PAGE);
-        changed += change->count;
-        if (change->layer == NEW_LAYER)
-            stored += change->count;
-    }
-    assert_int_equal(captured->result.changed_bytes, changed * PAGE);
-    assert_true(captured->result.private_bytes >= captured->result.changed_bytes);
-    struct layer *layer;
-    assert_int_equal(layer_open(layers, captured->layer_id, captured->layer_bytes, &layer, &err), 0);
-    assert_int_equal(layer_page_count(layer), stored);
-    unsigned frame_pages = layer_frame_pages(layer);
-    assert_int_equal(layer_frame_count(layer), (stored + frame_pages - 1) / frame_pages);
-    assert_int_equal(layer_verify(layer, &err), 0);
-    layer_close(layer);
-}
-
 /* The bytes of the guest that are in swap. */
 static uint64_t swapped_bytes(const struct guest *guest)
 {
@@ -389,7 +216,7 @@ static void check_seed(const char *directory, int layers, uint64_t seed, bool sw
     static const unsigned frame_sizes[] = {LAYER_FRAME_PAGES_MEMORY, 1, LAYER_FRAME_PAGES_DISK, 512};
     uint64_t random = seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
     struct parent parent;
-    make_parent(directory, &random, &parent);
+    capture_make_parent(directory, &random, &parent);
     struct guest guest;
     start_guest(directory, &parent, random, &guest);
     struct capture_memory source = {
@@ -413,20 +240,20 @@ static void check_seed(const char *directory, int layers, uint64_t seed, bool sw
     assert_true(captured[0].result.private_bytes <= captured[1].result.private_bytes);
     assert_int_equal(captured[0].result.changed_bytes, captured[1].result.changed_bytes);
     for (int i = 0; i < 2; i++) {
-        CLEANUP_FREE uint8_t *image = read_image(layers, &parent, PAGES, &captured[i]);
+        CLEANUP_FREE uint8_t *image = capture_read_image(layers, &parent, PAGES, &captured[i]);
         for (size_t page = 0; page < PAGES; page++)
             if (memcmp(image + page * PAGE, expected + page * PAGE, PAGE) != 0)
                 fail_msg("seed %llu: page %zu differs", (unsigned long long)seed, page);
-        check_thrift(layers, &captured[i], parent.content, expected);
+        capture_check_thrift(layers, &captured[i], parent.content, expected);
         unlinkat(layers, captured[i].layer_id, 0);
         capture_result_done(&captured[i].result);
     }
-    drop_parent(&parent);
+    capture_drop_parent(&parent);
 }
 
 static void both_walkers_capture_what_the_guest_has(void **state)
 {
-    CLEANUP_CLOSE int layers = make_layers(*state);
+    CLEANUP_CLOSE int layers = capture_make_layers(*state);
     for (uint64_t seed = 1; seed <= 24; seed++)
         check_seed(*state, layers, seed, false);
 }
@@ -435,7 +262,7 @@ static void both_walkers_capture_what_is_in_swap(void **state)
 {
     if (!host_has_swap())
         print_message("no swap here: pages stay where they are\n");
-    CLEANUP_CLOSE int layers = make_layers(*state);
+    CLEANUP_CLOSE int layers = capture_make_layers(*state);
     for (uint64_t seed = 1; seed <= 4; seed++)
         check_seed(*state, layers, seed, true);
 }
@@ -494,7 +321,7 @@ static _Noreturn void measure_peak(int layers, const struct capture_memory *sour
 
 static void memory_is_bounded_whatever_the_guest(void **state)
 {
-    CLEANUP_CLOSE int layers = make_layers(*state);
+    CLEANUP_CLOSE int layers = capture_make_layers(*state);
     struct guest guest;
     struct capture_memory source = start_simple_guest((512u << 20) / PAGE, &guest);
     int result[2];
@@ -524,7 +351,7 @@ static void a_full_disk_fails_the_capture(void **state)
         print_message("skipped: mounting a small file system needs root\n");
         skip();
     }
-    int layers = make_layers(small);
+    int layers = capture_make_layers(small);
     struct guest guest;
     struct capture_memory source = start_simple_guest((32u << 20) / PAGE, &guest);
     struct captured captured;
@@ -541,7 +368,7 @@ static void a_full_disk_fails_the_capture(void **state)
 static void a_process_that_is_gone_fails_the_capture(void **state)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
-    CLEANUP_CLOSE int layers = make_layers(*state);
+    CLEANUP_CLOSE int layers = capture_make_layers(*state);
     struct guest guest;
     struct capture_memory source = start_simple_guest(100, &guest);
     struct captured captured;
@@ -625,7 +452,7 @@ static bool capture_dying_guest(int layers, bool without_scan, int64_t delay_ns)
 /* Whenever it goes: what is called a success is all of it. */
 static void a_process_that_goes_meanwhile_is_never_half_captured(void **state)
 {
-    CLEANUP_CLOSE int layers = make_layers(*state);
+    CLEANUP_CLOSE int layers = capture_make_layers(*state);
     int64_t start = clock_monotonic_ns();
     assert_true(capture_dying_guest(layers, false, 0));
     int64_t whole_ns = clock_monotonic_ns() - start;
@@ -638,7 +465,7 @@ static void a_process_that_goes_meanwhile_is_never_half_captured(void **state)
 static void memory_beyond_the_image_is_refused(void **state)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
-    CLEANUP_CLOSE int layers = make_layers(*state);
+    CLEANUP_CLOSE int layers = capture_make_layers(*state);
     struct guest guest;
     struct capture_memory source = start_simple_guest(100, &guest);
     struct captured captured;
@@ -656,7 +483,7 @@ static void memory_beyond_the_image_is_refused(void **state)
 static void a_parent_that_fails_fails_the_capture(void **state)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
-    CLEANUP_CLOSE int layers = make_layers(*state);
+    CLEANUP_CLOSE int layers = capture_make_layers(*state);
     CLEANUP_FREE char *path = unit_path(*state, "short");
     CLEANUP_CLOSE int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     struct guest guest;
@@ -680,7 +507,7 @@ static void counting_tells_private_from_resident(void **state)
     CLEANUP_ERROR struct error err = ERROR_INIT;
     uint64_t random = 3;
     struct parent parent;
-    make_parent(*state, &random, &parent);
+    capture_make_parent(*state, &random, &parent);
     struct guest guest;
     start_guest(*state, &parent, random, &guest);
     struct capture_memory source = {.pid = guest.pid, .ranges = guest.ranges, .range_count = 3};
@@ -690,112 +517,11 @@ static void counting_tells_private_from_resident(void **state)
     source.without_scan = true;
     assert_int_equal(capture_count(&source, &read[0], &read[1], &err), 0);
     assert_memory_equal(scanned, read, sizeof(read));
-    assert_true(scanned[0] > 0 && scanned[0] <= scanned[1]);
+    assert_true(scanned[0] > 0);
+    if (!host_has_swap())
+        assert_true(scanned[0] <= scanned[1]);
     kill_guest(&guest);
-    drop_parent(&parent);
-}
-
-static int read_base(void *context, uint64_t offset, size_t length, void *to)
-{
-    const struct parent *parent = context;
-    memcpy(to, parent->content + offset, length);
-    return 0;
-}
-
-/* Writes in all ways, some of them without effect, and says what the disk holds then. */
-static void write_disk(struct overlay *overlay, uint8_t *content, uint64_t *random)
-{
-    CLEANUP_FREE uint8_t *data = malloc(64 * PAGE);
-    for (int i = 0; i < 60; i++) {
-        size_t first = random_next(random) % PAGES;
-        size_t length = MIN(1 + random_next(random) % 64, PAGES - first) * PAGE;
-        size_t offset = first * PAGE;
-        uint64_t how = random_next(random) % 5;
-        if (how == 0)
-            offset += random_next(random) % length;
-        length = MIN(length, PAGES * PAGE - offset);
-        if (how == 1) {
-            assert_int_equal(overlay_zero(overlay, offset, length), 0);
-            memset(content + offset, 0, length);
-            continue;
-        }
-        if (how == 2)
-            memset(data, 0, length);
-        else if (how == 3)
-            memcpy(data, content + offset, length);
-        else
-            random_fill(data, ROUND_UP(length, sizeof(uint64_t)), random);
-        assert_int_equal(overlay_write(overlay, offset, length, data), 0);
-        memcpy(content + offset, data, length);
-    }
-}
-
-/* What was written up to one generation, while the sandbox goes on writing to the next. */
-static void disks_are_captured_at_each_generation(void **state)
-{
-    CLEANUP_ERROR struct error err = ERROR_INIT;
-    CLEANUP_CLOSE int layers = make_layers(*state);
-    uint64_t random = 5;
-    struct parent parent;
-    make_parent(*state, &random, &parent);
-    CLEANUP_FREE uint8_t *content = malloc(PAGES * PAGE);
-    memcpy(content, parent.content, PAGES * PAGE);
-    struct overlay *overlay;
-    assert_int_equal(overlay_open(*state, PAGES * PAGE, read_base, &parent, &overlay, &err), 0);
-    for (int i = 0; i < 5; i++) {
-        write_disk(overlay, content, &random);
-        CLEANUP_FREE uint8_t *expected = malloc(PAGES * PAGE);
-        memcpy(expected, content, PAGES * PAGE);
-        uint64_t generation;
-        assert_int_equal(overlay_freeze(overlay, &generation, &err), 0);
-        write_disk(overlay, content, &random);
-        struct capture_disk source = {.parent = {&parent.map, parent.fd}};
-        assert_int_equal(overlay_view_open(*state, PAGES * PAGE, generation, &source.view, &err), 0);
-        struct captured captured;
-        capture(layers, &(struct subject){.disk = &source}, LAYER_FRAME_PAGES_DISK, &captured);
-        overlay_view_close(source.view);
-        CLEANUP_FREE uint8_t *image = read_image(layers, &parent, PAGES, &captured);
-        assert_memory_equal(image, expected, PAGES * PAGE);
-        check_thrift(layers, &captured, parent.content, expected);
-        capture_result_done(&captured.result);
-    }
-    overlay_close(overlay);
-    drop_parent(&parent);
-}
-
-static void an_unwritten_disk_has_no_changes(void **state)
-{
-    CLEANUP_CLOSE int layers = make_layers(*state);
-    struct capture_disk source = {.view = NULL};
-    struct captured captured;
-    capture(layers, &(struct subject){.disk = &source}, LAYER_FRAME_PAGES_DISK, &captured);
-    assert_int_equal(captured.result.change_count, 0);
-    capture_result_done(&captured.result);
-}
-
-static void a_sparse_file_is_captured_as_a_whole(void **state)
-{
-    CLEANUP_ERROR struct error err = ERROR_INIT;
-    CLEANUP_CLOSE int layers = make_layers(*state);
-    uint64_t random = 11;
-    struct parent parent;
-    make_parent(*state, &random, &parent);
-    /* Zeros that are data to the file system. */
-    memset(parent.content + 50 * PAGE, 0, 40 * PAGE);
-    assert_int_equal(io_pwrite_full(parent.fd, parent.content + 50 * PAGE, 40 * PAGE, (off_t)(50 * PAGE)), 0);
-    struct subject subject = {.file = parent.fd, .file_bytes = PAGES * PAGE};
-    struct captured captured;
-    capture(layers, &subject, LAYER_FRAME_PAGES_DISK, &captured);
-    CLEANUP_FREE uint8_t *image = read_image(layers, NULL, PAGES, &captured);
-    assert_memory_equal(image, parent.content, PAGES * PAGE);
-    CLEANUP_FREE uint8_t *nothing = calloc(PAGES, PAGE);
-    check_thrift(layers, &captured, nothing, image);
-    capture_result_done(&captured.result);
-    subject.file_bytes += PAGE;
-    assert_int_equal(try_capture(layers, &subject, 4, &captured, &err), -EINVAL);
-    subject.file_bytes = PAGE + 1;
-    assert_int_equal(try_capture(layers, &subject, 4, &captured, &err), -EINVAL);
-    drop_parent(&parent);
+    capture_drop_parent(&parent);
 }
 
 int main(void)
@@ -811,9 +537,6 @@ int main(void)
         UNIT_TEST(memory_beyond_the_image_is_refused),
         UNIT_TEST(a_parent_that_fails_fails_the_capture),
         UNIT_TEST(counting_tells_private_from_resident),
-        UNIT_TEST(disks_are_captured_at_each_generation),
-        UNIT_TEST(an_unwritten_disk_has_no_changes),
-        UNIT_TEST(a_sparse_file_is_captured_as_a_whole),
     };
     return cmocka_run_group_tests_name("image-capture", tests, NULL, NULL);
 }
