@@ -167,6 +167,7 @@ int namespace_open_tap(int namespace_fd, struct error *err)
     return namespace_run(namespace_fd, open_tap, NULL, err);
 }
 
+/* Returns its descriptor. */
 static int make_tap(struct rtnl *inside, struct error *err)
 {
     CLEANUP_CLOSE int fd = open_tap(NULL, err);
@@ -183,7 +184,7 @@ static int make_tap(struct rtnl *inside, struct error *err)
         r = rtnl_add_address(inside, NET_TAP_NAME, gateway.s_addr, NET_PREFIX_LENGTH, err);
     if (r == 0)
         r = rtnl_add_neighbour(inside, NET_TAP_NAME, guest.s_addr, guest_mac, err);
-    return r;
+    return r < 0 ? r : TAKE_FD(fd);
 }
 
 struct making {
@@ -191,6 +192,7 @@ struct making {
     unsigned slot;
     int host_fd;
     const char *path;
+    int tap_fd; /* -1 until it is made */
 };
 
 /* One end of the veth pair, once it exists. */
@@ -228,7 +230,7 @@ static int make_veth(const struct making *making, struct rtnl *inside, struct er
 /* Runs in the new namespace. The rules come before any device that carries packets. */
 static int furnish(void *context, struct error *err)
 {
-    const struct making *making = context;
+    struct making *making = context;
     CLEANUP_CLOSE int file = open(making->path, O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
     if (file < 0 || mount("/proc/thread-self/ns/net", making->path, "none", MS_BIND, NULL) < 0)
         return error_errno(err, "cannot bind the namespace to %s", making->path);
@@ -241,8 +243,8 @@ static int furnish(void *context, struct error *err)
     if (r == 0)
         r = rtnl_set_link_up(inside, "lo", NULL, err);
     if (r == 0)
-        r = make_tap(inside, err);
-    if (r == 0)
+        r = making->tap_fd = make_tap(inside, err);
+    if (r >= 0)
         r = make_veth(making, inside, err);
     return r;
 }
@@ -263,11 +265,11 @@ static int furnish_host(const struct range *range, unsigned slot, struct error *
     return r;
 }
 
-int namespace_make(const struct range *range, unsigned slot, int host_fd, struct error *err)
+int namespace_make(const struct range *range, unsigned slot, int host_fd, int *ret_tap_fd, struct error *err)
 {
     char path[NAMESPACE_PATH_BYTES];
     namespace_path(slot, path);
-    struct making making = {range, slot, host_fd, path};
+    struct making making = {range, slot, host_fd, path, -1};
     int r = namespace_remove(slot, err);
     if (r == 0)
         r = namespace_run(-1, furnish, &making, err);
@@ -276,9 +278,11 @@ int namespace_make(const struct range *range, unsigned slot, int host_fd, struct
     if (r == 0)
         r = namespace_open(slot, err);
     if (r < 0) {
+        cleanup_close(&making.tap_fd);
         namespace_remove(slot, NULL);
         return error_wrap(err, r, "making the network of slot %u", slot);
     }
+    *ret_tap_fd = making.tap_fd;
     return r;
 }
 

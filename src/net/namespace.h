@@ -34,9 +34,10 @@ int namespace_prepare_directory(struct error *err);
 
 /*
  * Makes the slot's namespace with all its devices, routes and rules, after removing whatever an interrupted attempt
- * left. `host_fd` is the host's network namespace. Returns its descriptor (O_CLOEXEC). Nothing is left on failure.
+ * left. `host_fd` is the host's network namespace. Returns its descriptor, and that of its TAP device in
+ * *ret_tap_fd (both O_CLOEXEC). Nothing is left on failure.
  */
-int namespace_make(const struct range *range, unsigned slot, int host_fd, struct error *err);
+int namespace_make(const struct range *range, unsigned slot, int host_fd, int *ret_tap_fd, struct error *err);
 
 /* -ENOENT when the slot has none. */
 int namespace_open(unsigned slot, struct error *err);
@@ -50,7 +51,7 @@ int namespace_set_egress(int namespace_fd, const struct range *range, unsigned s
                          struct error *err);
 int namespace_get_egress(int namespace_fd, bool *ret_allowed, struct error *err);
 
-/* Opens NET_TAP_NAME, making it if it isn't there. */
+/* Opens NET_TAP_NAME. -EBUSY while it is open somewhere. */
 int namespace_open_tap(int namespace_fd, struct error *err);
 
 #endif

@@ -75,7 +75,7 @@ int network_take(struct network_pool *pool, struct network **ret, struct error *
 
 /* Opens the TAP device (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR) for a VMM; returns a file descriptor. -EBUSY while
  * another VMM has it. */
-int network_open_tap(const struct network *network, struct error *err);
+int network_open_tap(struct network *network, struct error *err);
 
 /* Allows or denies guest → outside, at once, established connections included. The guest is told (ICMP). */
 int network_set_egress(struct network *network, bool allowed, struct error *err);

@@ -43,6 +43,9 @@ struct member {
     struct network network; /* first: the one is cast to the other */
     struct network_pool *pool;
     struct member *next;
+    /* Open since it was made, until a VMM gets it; then -1. Closed and opened again it might be busy: for as long
+     * as a child of another thread, that has yet to execute its program, has the first descriptor, too. */
+    int tap_fd;
 };
 
 struct network_pool {
@@ -96,6 +99,7 @@ static struct member *member_new(struct network_pool *pool, unsigned slot)
         return NULL;
     member->network.slot = slot;
     member->network.namespace_fd = -1;
+    member->tap_fd = -1;
     member->pool = pool;
     return member;
 }
@@ -105,6 +109,7 @@ static void member_free(struct member *member)
     if (member == NULL)
         return;
     cleanup_close(&member->network.namespace_fd);
+    cleanup_close(&member->tap_fd);
     free(member);
 }
 
@@ -159,7 +164,7 @@ static int make_member(struct network_pool *pool, struct member **ret, struct er
         return r;
     CLEANUP(member_cleanup) struct member *member = member_new(pool, slot);
     int fd = member == NULL ? error_set(err, ENOMEM, "out of memory")
-                            : namespace_make(&pool->range, slot, pool->host_fd, err);
+                            : namespace_make(&pool->range, slot, pool->host_fd, &member->tap_fd, err);
     if (fd < 0) {
         remove_slot(pool, slot, NULL);
         return fd;
@@ -468,9 +473,10 @@ int network_take(struct network_pool *pool, struct network **ret, struct error *
     return 0;
 }
 
-int network_open_tap(const struct network *network, struct error *err)
+int network_open_tap(struct network *network, struct error *err)
 {
-    return namespace_open_tap(network->namespace_fd, err);
+    struct member *member = (struct member *)network;
+    return member->tap_fd >= 0 ? TAKE_FD(member->tap_fd) : namespace_open_tap(network->namespace_fd, err);
 }
 
 int network_set_egress(struct network *network, bool allowed, struct error *err)

@@ -49,7 +49,7 @@ int capture_make_layers(const char *directory)
 }
 
 int try_capture(int layers, const struct subject *subject, unsigned frame_pages, struct captured *ret,
-                       struct error *err)
+                struct error *err)
 {
     struct layer_writer *writer;
     int r = layer_writer_open(layers, LAYER_CODEC_ZSTD, frame_pages, &writer, err);
@@ -90,7 +90,8 @@ static void read_extent(struct layer *layer, struct frame_buffer *buffer, const 
     }
 }
 
-uint8_t *capture_read_image(int layers, const struct parent *parent, uint64_t pages, const struct captured *captured)
+uint8_t *capture_read_image(int layers, const struct parent *parent, uint64_t pages,
+                            const struct captured *captured)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
     struct image_map map;

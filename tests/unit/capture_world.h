@@ -1,6 +1,6 @@
 /*
- * capture_world.h: what the tests of capture share: a parent image, one capture into a layer, and what the two of them
- * hold together.
+ * capture_world.h: what the tests of capture share: a parent image, one capture into a layer, and what the two of
+ * them hold together.
  */
 #ifndef DORMOUSE_TESTS_CAPTURE_WORLD_H
 #define DORMOUSE_TESTS_CAPTURE_WORLD_H

@@ -175,7 +175,7 @@ static void *carry(void *argument)
     return NULL;
 }
 
-int guest_attach(struct guest *guest, const struct network *network)
+int guest_attach(struct guest *guest, struct network *network)
 {
     guest->disturbances = 0;
     int r = namespace_run(-1, open_own_tap, guest, NULL);

@@ -53,7 +53,7 @@ struct network_pool *world_open_pool(const char *instance, const char *data_dire
 struct network_pool *world_start_pool(const char *instance, const char *data_directory, unsigned ahead);
 struct network *world_take(struct network_pool *pool);
 
-int guest_attach(struct guest *guest, const struct network *network);
+int guest_attach(struct guest *guest, struct network *network);
 void guest_detach(struct guest *guest);
 
 /* Returns when everything the guest has sent before has been carried. */

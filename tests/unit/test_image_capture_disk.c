@@ -1,4 +1,5 @@
-/* Capture of disks: of an overlay's generations, and of files. What was captured, laid over the parent, is what was written. */
+/* Capture of disks: of an overlay's generations, and of files. What was captured, laid over the parent, is what was
+ * written. */
 #include <errno.h>
 
 #include "capture_world.h"

@@ -21,6 +21,7 @@
 #include "base/io.h"
 #include "net/claim.h"
 #include "net/firewall.h"
+#include "net/namespace.h"
 #include "net_world.h"
 
 static struct world world;
@@ -95,6 +96,23 @@ static void test_release_removes_everything(void **state)
     for (unsigned slot = 0; slot < 16; slot++)
         assert_all_gone(slot);
     assert_false(firewall_host_present());
+}
+
+/* In between, nobody else's copy of it could keep the device busy. */
+static void test_a_tap_device_is_open_from_the_beginning(void **state)
+{
+    (void)state;
+    struct network_pool *pool = world_start_pool("one", WORLD_DATA "/one", 1);
+    struct network *network = world_take(pool);
+    assert_int_equal(namespace_open_tap(network->namespace_fd, NULL), -EBUSY);
+    int first = network_open_tap(network, NULL);
+    assert_true(first >= 0);
+    assert_int_equal(network_open_tap(network, NULL), -EBUSY);
+    close(first);
+    CLEANUP_CLOSE int again = network_open_tap(network, NULL);
+    assert_true(again >= 0);
+    network_release(pool, network);
+    network_pool_close(pool);
 }
 
 struct taker {
@@ -399,6 +417,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_release_removes_everything),
+        cmocka_unit_test(test_a_tap_device_is_open_from_the_beginning),
         cmocka_unit_test(test_many_may_take_at_once),
         cmocka_unit_test(test_sandbox_survives_the_daemon),
         cmocka_unit_test(test_crash_is_cleaned_up_at_start),
