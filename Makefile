@@ -10,7 +10,7 @@
 PREFIX = /usr/local
 SOURCES = git ls-files -z '*.c' '*.h' | xargs -0 clang-format
 
-SOAK = $(addprefix tests/functional/test_, integrity.py storm.py power.py model.py)
+SOAK = $(addprefix tests/functional/test_, integrity.py storm.py power.py restart.py model.py)
 
 all:
 	@scripts/install-packages build run

@@ -366,7 +366,12 @@ class Daemon:
             with contextlib.suppress(FileNotFoundError):
                 opened.append(os.readlink(files / name))
         namespaces = sum(path.startswith("/run/netns/") for path in opened)
-        return namespaces < len(self.slots()) or any(Path(path).name in ("tun", "vmm.log") for path in opened)
+        taps = sum(Path(path).name == "tun" for path in opened)  # of namespaces that no VMM has got yet
+        return (
+            namespaces < len(self.slots())
+            or taps > self.network_ahead
+            or any(Path(path).name == "vmm.log" for path in opened)
+        )
 
     # ---- what it says is true ----
 

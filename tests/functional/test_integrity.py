@@ -133,8 +133,8 @@ CYCLES = [pause_and_resume, fork_children, checkpoint_and_go_on, three_generatio
 @pytest.mark.parametrize("memory_mib", [512, 1024])
 def test_memory_full_of_random_bytes(daemon, memory_mib):
     """Filled once; each cycle looks at a random slice, every tenth at all of it."""
-    filled = Filled(daemon, memory_mib, random.Random(memory_mib), known=soak(10, None))
-    cycles = soak(len(CYCLES) if memory_mib == 512 else 2, 100)
+    filled = Filled(daemon, memory_mib, random.Random(memory_mib), known=soak(6, None))
+    cycles = soak(len(CYCLES) if memory_mib == 512 else 1, 100)
     for cycle in range(cycles):
         # Round robin first, so that a short run has each kind.
         operation = CYCLES[cycle] if cycle < len(CYCLES) else filled.randomness.choice(CYCLES)

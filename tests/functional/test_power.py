@@ -154,7 +154,7 @@ def test_power_that_goes_at_any_moment(fleeting):
     randomness = random.Random(5)
     origin = daemon.run()
     fill(origin)
-    for round_number in range(soak(2, 30)):
+    for round_number in range(soak(1, 30)):
         clients = [Client(child, f"kept{round_number}-{n}") for n, child in enumerate(origin.fork(2))]
         for one in clients:  # what was made just now might be unknown
             one.sandbox.pause()

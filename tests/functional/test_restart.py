@@ -8,10 +8,10 @@ import subprocess
 
 import pytest
 
-from guest import Counter, boot_id
+from guest import Counter, boot_id, soak
 from harness import Sandbox, ask_vmm, wait_until
 
-SEEDS = 6
+SEEDS = soak(3, 12)
 
 
 def test_running_sandboxes_go_on(new_daemon):
