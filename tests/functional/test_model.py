@@ -120,13 +120,12 @@ class Actor:
         self.daemon = daemon
         self.key = key
         self.randomness = random.Random(seed)
-        self.boot_ids = {}
         self.trace = []
         self.value = 0
         self.begin(daemon.run(), Model())
 
     def begin(self, sandbox, model):
-        self.sandbox, self.model = sandbox, model
+        self.sandbox, self.model, self.boot_ids = sandbox, model, {}
         if model.state == "running":
             self.boot_ids[model.boots] = self.look()[0]
 
