@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/fs.h>
 #include <linux/kvm.h>
 #include <linux/userfaultfd.h>
 #include <stdarg.h>
@@ -351,31 +350,6 @@ static void check_cgroup(const struct doctor *doctor, struct finding *finding)
 
 /* ---- resources ---- */
 
-static int clone_something(const char *directory)
-{
-    CLEANUP_CLOSE int from = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    CLEANUP_CLOSE int to = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    if (from < 0 || to < 0)
-        return -errno;
-    int r = io_write_full(from, "clone", 5);
-    if (r < 0)
-        return r;
-    return ioctl(to, FICLONE, from) < 0 ? -errno : 0;
-}
-
-static void check_clone(const struct doctor *doctor, struct finding *finding)
-{
-    int r = clone_something(doctor->place);
-    if (r == 0) {
-        find(finding, DOCTOR_OK, "the file system of %s shares blocks between images", doctor->place);
-        return;
-    }
-    find(finding, DOCTOR_WARN, "the file system of %s shares no blocks (%s): sparse copies are used", doctor->place,
-         strerror(-r));
-    advise(finding, "mkfs.xfs DEVICE && mount DEVICE '%s'    (before the first start of dormoused)",
-           doctor->data_directory);
-}
-
 static enum doctor_status judge_room(uint64_t available, uint64_t needed, uint64_t advised)
 {
     if (available < needed)
@@ -425,8 +399,7 @@ static const struct {
     {"network", check_network}, {"forwarding", check_forwarding},
     {"pagemap", check_pagemap}, {"userfaultfd", check_userfaultfd},
     {"fuse", check_fuse},       {"cgroup", check_cgroup},
-    {"clone", check_clone},     {"disk", check_disk},
-    {"memory", check_memory},
+    {"disk", check_disk},       {"memory", check_memory},
 };
 
 static int add_check(struct doctor_report *report, const char *name, struct finding *finding)

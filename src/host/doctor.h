@@ -1,9 +1,8 @@
 /*
  * doctor.h: what this host has and lacks for running sandboxes, with the remedy for each lack.
  *
- * Every check looks at the real thing: a tool is found in PATH, a namespace is made and gets a sandbox's firewall,
- * a file is cloned in the data directory. Nothing is left behind. Needs no daemon; without root several checks
- * fail, which they say.
+ * Every check looks at the real thing: a tool is found in PATH, a namespace is made and gets a sandbox's firewall.
+ * Nothing is left behind. Needs no daemon; without root several checks fail, which they say.
  *
  * Whether KVM really runs a guest is not tried here, since that takes a kernel to boot: the first template build
  * does, and leaves its verdict in DATA/kvm-verdict (first line "works" or not, second line what it holds for).
