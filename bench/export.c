@@ -128,7 +128,7 @@ static int export_snapshot(const char *data, const char *id, const char *directo
     if (layers_fd < 0)
         return error_errno(err, "cannot open %s", layers);
     CLEANUP(snapshot_done) struct snapshot snapshot = {0};
-    int r = manifest_read(manifest, &snapshot, err);
+    int r = manifest_read(manifest, MANIFEST_ALL, &snapshot, err);
     if (r == 0) {
         print_image(&snapshot, IMAGE_MEMORY);
         print_image(&snapshot, IMAGE_DISK);

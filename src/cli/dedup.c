@@ -86,7 +86,7 @@ static int add_node(struct examination *examination, const char *id, bool named,
     for (uint32_t i = 0; i < examination->count; i++)
         if (strcmp(examination->nodes[i].id, id) == 0)
             return 0;
-    int r = path != NULL ? manifest_read_head(path, &head, err) : error_set(err, ENOMEM, "out of memory");
+    int r = path != NULL ? manifest_read(path, MANIFEST_HEAD, &head, err) : error_set(err, ENOMEM, "out of memory");
     if (r == -ENOENT && !named)
         return 0; /* removed meanwhile */
     if (r < 0)
@@ -427,7 +427,7 @@ static int note_window(struct examination *examination, uint32_t node, enum imag
 static int load(const struct examination *examination, uint32_t node, struct snapshot *ret, struct error *err)
 {
     CLEANUP_FREE char *path = manifest_path(examination, examination->nodes[node].id);
-    int r = path != NULL ? manifest_read(path, ret, err) : error_set(err, ENOMEM, "out of memory");
+    int r = path != NULL ? manifest_read(path, MANIFEST_ALL, ret, err) : error_set(err, ENOMEM, "out of memory");
     return r < 0 ? error_wrap(err, r, "snapshot %s", examination->nodes[node].id) : 0;
 }
 

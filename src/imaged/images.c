@@ -114,8 +114,8 @@ static bool valid_id(const char *text)
 }
 
 /* A snapshot of the store, of which nothing but its name is known here. */
-static int read_snapshot(const struct images *images, const char *id, bool head, struct snapshot *ret,
-                         struct error *err)
+static int read_snapshot(const struct images *images, const char *id, enum manifest_parts parts,
+                         struct snapshot *ret, struct error *err)
 {
     if (!valid_id(id))
         return error_set(err, ENOENT, "there is no snapshot %s", id);
@@ -123,7 +123,7 @@ static int read_snapshot(const struct images *images, const char *id, bool head,
     if (asprintf(&path, "%s/snapshots/%s/manifest", images->options.data_directory, id) < 0)
         return error_set(err, ENOMEM, "out of memory");
     CLEANUP(snapshot_done) struct snapshot snapshot = {0};
-    int r = head ? manifest_read_head(path, &snapshot, err) : manifest_read(path, &snapshot, err);
+    int r = manifest_read(path, parts, &snapshot, err);
     if (r < 0)
         return r;
     if (strcmp(snapshot.manifest.id, id) != 0)
@@ -149,7 +149,7 @@ struct served *images_lookup(struct images *images, const char *name, int *ret_e
         return served;
 
     CLEANUP(snapshot_done) struct snapshot snapshot = {0};
-    int r = read_snapshot(images, name, true, &snapshot, NULL);
+    int r = read_snapshot(images, name, MANIFEST_HEAD, &snapshot, NULL);
     if (r < 0) {
         *ret_error = r == -ENOENT ? ENOENT : EIO;
         return NULL;
@@ -189,7 +189,7 @@ int served_open(struct served *served, struct error *err)
         return 0;
     CLEANUP(snapshot_done) struct snapshot snapshot = {0};
     struct image *image;
-    int r = read_snapshot(images, served->name, false, &snapshot, err);
+    int r = read_snapshot(images, served->name, 1 << images->options.kind, &snapshot, err);
     if (r == 0)
         r = image_open(images->layers_fd, &snapshot, images->options.kind, &image, err);
     if (r == 0 && image_pages(image) != served->pages) {

@@ -179,18 +179,18 @@ static int use_image(struct images *images, enum image_kind kind, const char *ma
                      struct served **ret, struct error *err)
 {
     CLEANUP(snapshot_done) struct snapshot snapshot = {0};
-    int r = manifest_read_head(manifest, &snapshot, err);
+    int r = manifest_read(manifest, MANIFEST_HEAD, &snapshot, err);
     if (r < 0)
         return r;
+    if (kind == IMAGE_MEMORY && snapshot_is_disk_only(&snapshot))
+        return error_set(err, ENODATA, "snapshot %s has no memory", snapshot.manifest.id);
     struct served *served = images_use(images, snapshot.manifest.id, gid);
     if (served == NULL) {
         snapshot_done(&snapshot);
         snapshot = (struct snapshot){0};
-        r = manifest_read(manifest, &snapshot, err);
+        r = manifest_read(manifest, 1 << kind, &snapshot, err);
         if (r < 0)
             return r;
-        if (kind == IMAGE_MEMORY && snapshot.device_state == NULL)
-            return error_set(err, ENODATA, "snapshot %s has no memory", snapshot.manifest.id);
         r = images_add(images, &snapshot, gid, &served, err);
         if (r < 0)
             return r;

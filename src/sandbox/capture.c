@@ -128,10 +128,10 @@ static int load_last(struct capture_job *job, struct snapshot *ret, bool *ret_pr
     if (!*ret_present)
         return 0;
     CLEANUP(snapshot_done) struct snapshot head = {0};
-    int r = manifest_read_head(path, &head, err);
+    int r = manifest_read(path, MANIFEST_HEAD, &head, err);
     if (r == 0)
         store_link_disk_manifest(job->manager->store, head.manifest.id, sandbox->vm_directory, NULL);
-    return r == 0 ? manifest_read(path, ret, err) : r;
+    return r == 0 ? manifest_read(path, MANIFEST_ALL, ret, err) : r;
 }
 
 /* What the machine's images were when it was started, or at its last snapshot. */
@@ -142,7 +142,7 @@ static int load_parents(struct capture_job *job, struct error *err)
     CLEANUP(snapshot_done) struct snapshot origin = {0};
     CLEANUP(snapshot_done) struct snapshot last = {0};
     bool has_last = false;
-    int r = path != NULL ? manifest_read(path, &origin, err) : -ENOMEM;
+    int r = path != NULL ? manifest_read(path, MANIFEST_ALL, &origin, err) : -ENOMEM;
     if (r == 0)
         r = describe(job, &origin.manifest, err);
     if (r == 0)

@@ -170,7 +170,7 @@ int sandbox_open_device_state(const struct sandbox *sandbox, struct error *err)
     if (path == NULL)
         return -ENOMEM;
     CLEANUP(snapshot_done) struct snapshot snapshot = {0};
-    int r = manifest_read(path, &snapshot, err);
+    int r = manifest_read(path, MANIFEST_DEVICE_STATE, &snapshot, err);
     if (r < 0)
         return r;
     if (snapshot.device_state == NULL)

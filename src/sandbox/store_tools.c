@@ -105,7 +105,7 @@ static int read_whole_manifest(struct manager *manager, const char *id, char **r
     int r = io_read_file(path, MANIFEST_BYTES_MAX, &bytes, &length);
     if (r < 0)
         return error_code(err, r, "cannot read %s", path);
-    r = manifest_decode(bytes, length, ret, err);
+    r = manifest_decode(bytes, length, MANIFEST_ALL, ret, err);
     if (r < 0)
         return error_wrap(err, r, "%s", path);
     *ret_bytes = TAKE_PTR(bytes);

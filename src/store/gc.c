@@ -168,7 +168,7 @@ static int mark(struct id_set *set, const char *path, struct error *err)
 {
     CLEANUP(snapshot_done) struct snapshot head = {0};
     CLEANUP_ERROR struct error failure = ERROR_INIT;
-    int r = manifest_read_head(path, &head, &failure);
+    int r = manifest_read(path, MANIFEST_HEAD, &head, &failure);
     if (r == -ENOENT || r == -ENOTDIR)
         return 0;
     if (r == 0)

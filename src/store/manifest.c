@@ -248,24 +248,27 @@ static int read_device_state(const struct source *source, const struct sections 
         memcpy(owned, bytes, section->bytes);
     }
     snapshot->device_state = TAKE_PTR(owned);
-    snapshot->device_state_bytes = section->bytes;
     return 0;
 }
 
-static int read_images(const struct source *source, const struct sections *sections, struct snapshot *snapshot,
-                       struct error *err)
+static int read_parts(const struct source *source, const struct sections *sections, enum manifest_parts parts,
+                      struct snapshot *snapshot, struct error *err)
 {
-    int r = read_map(source, sections, SECTION_MEMORY_MAP, snapshot->manifest.memory_bytes, snapshot->layer_count,
+    int r = 0;
+    if (parts & MANIFEST_MEMORY)
+        r = read_map(source, sections, SECTION_MEMORY_MAP, snapshot->manifest.memory_bytes, snapshot->layer_count,
                      &snapshot->maps[IMAGE_MEMORY], err);
-    if (r == 0)
+    if (r == 0 && (parts & MANIFEST_DISK))
         r = read_map(source, sections, SECTION_DISK_MAP, snapshot->manifest.disk_bytes, snapshot->layer_count,
                      &snapshot->maps[IMAGE_DISK], err);
-    if (r == 0)
+    if (r == 0 && (parts & MANIFEST_DEVICE_STATE))
         r = read_device_state(source, sections, snapshot, err);
+    if (sections->known[SECTION_DEVICE_STATE] != NULL)
+        snapshot->device_state_bytes = sections->known[SECTION_DEVICE_STATE]->bytes;
     return r;
 }
 
-static int decode(const struct source *source, bool head, struct snapshot *ret, struct error *err)
+static int decode(const struct source *source, enum manifest_parts parts, struct snapshot *ret, struct error *err)
 {
     struct sections sections;
     int r = read_sections(source, &sections, err);
@@ -275,10 +278,8 @@ static int decode(const struct source *source, bool head, struct snapshot *ret, 
     r = read_description(source, &sections, &snapshot, err);
     if (r == 0)
         r = read_layers(source, &sections, &snapshot, err);
-    if (r == 0 && !head)
-        r = read_images(source, &sections, &snapshot, err);
-    else if (r == 0 && sections.known[SECTION_DEVICE_STATE] != NULL)
-        snapshot.device_state_bytes = sections.known[SECTION_DEVICE_STATE]->bytes;
+    if (r == 0)
+        r = read_parts(source, &sections, parts, &snapshot, err);
     if (r < 0) {
         snapshot_done(&snapshot);
         return r;
@@ -287,19 +288,14 @@ static int decode(const struct source *source, bool head, struct snapshot *ret, 
     return 0;
 }
 
-int manifest_decode(const void *bytes, size_t length, struct snapshot *ret, struct error *err)
+int manifest_decode(const void *bytes, size_t length, enum manifest_parts parts, struct snapshot *ret,
+                    struct error *err)
 {
     struct source source = {.bytes = bytes, .fd = -1, .length = length};
-    return decode(&source, false, ret, err);
+    return decode(&source, parts, ret, err);
 }
 
-int manifest_decode_head(const void *bytes, size_t length, struct snapshot *ret, struct error *err)
-{
-    struct source source = {.bytes = bytes, .fd = -1, .length = length};
-    return decode(&source, true, ret, err);
-}
-
-static int read_file(const char *path, bool head, struct snapshot *ret, struct error *err)
+int manifest_read(const char *path, enum manifest_parts parts, struct snapshot *ret, struct error *err)
 {
     /* Whatever lies there, opening it mustn't block. */
     CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
@@ -309,16 +305,6 @@ static int read_file(const char *path, bool head, struct snapshot *ret, struct e
     if (!S_ISREG(st.st_mode))
         return error_set(err, EBADMSG, "%s is not a file", path);
     struct source source = {.fd = fd, .length = (uint64_t)st.st_size};
-    int r = decode(&source, head, ret, err);
+    int r = decode(&source, parts, ret, err);
     return r < 0 ? error_wrap(err, r, "%s", path) : 0;
-}
-
-int manifest_read(const char *path, struct snapshot *ret, struct error *err)
-{
-    return read_file(path, false, ret, err);
-}
-
-int manifest_read_head(const char *path, struct snapshot *ret, struct error *err)
-{
-    return read_file(path, true, ret, err);
 }

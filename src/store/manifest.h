@@ -68,13 +68,18 @@ void snapshot_drop_unused_layers(struct snapshot *snapshot);
 
 /* *ret is the file's content, freed by the caller. */
 int manifest_encode(const struct snapshot *snapshot, void **ret, size_t *ret_length, struct error *err);
-int manifest_decode(const void *bytes, size_t length, struct snapshot *ret, struct error *err);
 
-/* Only description and layers, for lists and for gc: `maps` and device state stay empty. */
-int manifest_decode_head(const void *bytes, size_t length, struct snapshot *ret, struct error *err);
-
-int manifest_read(const char *path, struct snapshot *ret, struct error *err);
+/* Description and layers are always read, and checked, and so is what is asked for here; the rest stays empty. */
+enum manifest_parts {
+    MANIFEST_HEAD = 0,
+    MANIFEST_MEMORY = 1 << IMAGE_MEMORY, /* the map */
+    MANIFEST_DISK = 1 << IMAGE_DISK,
+    MANIFEST_DEVICE_STATE = 1 << IMAGE_KINDS,
+    MANIFEST_ALL = MANIFEST_MEMORY | MANIFEST_DISK | MANIFEST_DEVICE_STATE,
+};
+int manifest_decode(const void *bytes, size_t length, enum manifest_parts parts, struct snapshot *ret,
+                    struct error *err);
 /* Reads little more of the file than it needs. */
-int manifest_read_head(const char *path, struct snapshot *ret, struct error *err);
+int manifest_read(const char *path, enum manifest_parts parts, struct snapshot *ret, struct error *err);
 
 #endif

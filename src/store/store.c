@@ -240,9 +240,8 @@ void store_list_done(char **ids)
     free(ids);
 }
 
-static int read_manifest(struct store *store, const char *id,
-                         int (*read)(const char *path, struct snapshot *ret, struct error *err),
-                         struct snapshot *ret, struct error *err)
+static int read_manifest(struct store *store, const char *id, enum manifest_parts parts, struct snapshot *ret,
+                         struct error *err)
 {
     CLEANUP_FREE char *directory = NULL;
     int r = store_find(store, id, &directory, err);
@@ -252,7 +251,7 @@ static int read_manifest(struct store *store, const char *id,
     if (path == NULL)
         return -ENOMEM;
     struct snapshot snapshot = {0};
-    r = read(path, &snapshot, err);
+    r = manifest_read(path, parts, &snapshot, err);
     if (r < 0)
         return r;
     if (strcmp(snapshot.manifest.id, id) != 0) {
@@ -265,12 +264,12 @@ static int read_manifest(struct store *store, const char *id,
 
 int store_read(struct store *store, const char *id, struct snapshot *ret, struct error *err)
 {
-    return read_manifest(store, id, manifest_read_head, ret, err);
+    return read_manifest(store, id, MANIFEST_HEAD, ret, err);
 }
 
 int store_load(struct store *store, const char *id, struct snapshot *ret, struct error *err)
 {
-    return read_manifest(store, id, manifest_read, ret, err);
+    return read_manifest(store, id, MANIFEST_ALL, ret, err);
 }
 
 static int take_name(struct store *store, const char *id, const char *doomed, struct error *err)

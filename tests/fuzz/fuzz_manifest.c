@@ -21,7 +21,7 @@ static void check_accepted(const struct snapshot *snapshot)
     if (r == -E2BIG)
         return;
     CLEANUP(snapshot_done) struct snapshot again = {0};
-    if (r < 0 || manifest_decode(first, first_length, &again, NULL) < 0 ||
+    if (r < 0 || manifest_decode(first, first_length, MANIFEST_ALL, &again, NULL) < 0 ||
         manifest_encode(&again, &second, &second_length, NULL) < 0)
         abort();
     if (first_length != second_length || memcmp(first, second, first_length) != 0)
@@ -33,10 +33,10 @@ static void decode(const uint8_t *data, size_t size)
     CLEANUP_ERROR struct error err = ERROR_INIT;
     CLEANUP(snapshot_done) struct snapshot snapshot = {0};
     CLEANUP(snapshot_done) struct snapshot head = {0};
-    int r = manifest_decode(data, size, &snapshot, &err);
+    int r = manifest_decode(data, size, MANIFEST_ALL, &snapshot, &err);
     if (r < 0 && err.message == NULL)
         abort();
-    if (manifest_decode_head(data, size, &head, NULL) < 0 && r == 0)
+    if (manifest_decode(data, size, MANIFEST_HEAD, &head, NULL) < 0 && r == 0)
         abort();
     if (r == 0)
         check_accepted(&snapshot);

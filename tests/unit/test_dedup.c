@@ -119,7 +119,7 @@ static void add_snapshot(const char *directory, const char *id, const char *pare
     if (parent != NULL) {
         char path[512];
         snprintf(path, sizeof(path), "%s/snapshots/%s/manifest", directory, parent);
-        assert_int_equal(manifest_read(path, &snapshot, NULL), 0);
+        assert_int_equal(manifest_read(path, MANIFEST_ALL, &snapshot, NULL), 0);
         snapshot_manifest_done(&snapshot.manifest);
     } else {
         for (enum image_kind kind = 0; kind < IMAGE_KINDS; kind++)
@@ -264,7 +264,7 @@ static void missing_layer_ends(void **state)
     char path[512];
     struct snapshot head = {0};
     snprintf(path, sizeof(path), "%s/snapshots/" ROOT "/manifest", (char *)*state);
-    assert_int_equal(manifest_read_head(path, &head, NULL), 0);
+    assert_int_equal(manifest_read(path, MANIFEST_HEAD, &head, NULL), 0);
     assert_int_equal(unlinkat(layers_fd, head.layers[0].id, 0), 0);
     struct dedup_report report;
     CLEANUP_ERROR struct error err = ERROR_INIT;

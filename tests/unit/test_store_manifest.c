@@ -106,13 +106,13 @@ static int decode_as(const uint8_t *bytes, size_t length, const struct snapshot 
     CLEANUP_ERROR struct error err = ERROR_INIT;
     CLEANUP(snapshot_done) struct snapshot snapshot = {0};
     CLEANUP(snapshot_done) struct snapshot head = {0};
-    int r = manifest_decode(bytes, length, &snapshot, &err);
+    int r = manifest_decode(bytes, length, MANIFEST_ALL, &snapshot, &err);
     assert_true((r < 0) == (err.message != NULL));
     if (r == 0 && right != NULL)
         assert_same(&snapshot, right);
     else if (r < 0)
         assert_null(snapshot.manifest.id);
-    int head_r = manifest_decode_head(bytes, length, &head, NULL);
+    int head_r = manifest_decode(bytes, length, MANIFEST_HEAD, &head, NULL);
     assert_true(r < 0 || head_r == 0);
     if (head_r == 0 && right != NULL)
         assert_same_head(&head, right);
@@ -138,10 +138,10 @@ static void a_file_is_read_whole_or_its_head_only(void **state)
     CLEANUP_FREE char *path = unit_path(*state, "manifest");
     assert_int_equal(io_write_file_atomic(path, bytes, length, 0600), 0);
     CLEANUP(snapshot_done) struct snapshot whole = {0};
-    assert_int_equal(manifest_read(path, &whole, NULL), 0);
+    assert_int_equal(manifest_read(path, MANIFEST_ALL, &whole, NULL), 0);
     assert_same(&whole, &snapshot);
     CLEANUP(snapshot_done) struct snapshot head = {0};
-    assert_int_equal(manifest_read_head(path, &head, NULL), 0);
+    assert_int_equal(manifest_read(path, MANIFEST_HEAD, &head, NULL), 0);
     assert_same_head(&head, &snapshot);
     assert_int_equal(head.maps[IMAGE_DISK].count, 0);
     assert_null(head.device_state);
@@ -151,17 +151,17 @@ static void a_file_is_read_whole_or_its_head_only(void **state)
     assert_int_equal(io_write_file_atomic(path, bytes, length, 0600), 0);
     CLEANUP_ERROR struct error err = ERROR_INIT;
     struct snapshot damaged = {0};
-    assert_int_equal(manifest_read(path, &damaged, &err), -EBADMSG);
+    assert_int_equal(manifest_read(path, MANIFEST_ALL, &damaged, &err), -EBADMSG);
     assert_non_null(strstr(err.message, path));
     snapshot_done(&head);
-    assert_int_equal(manifest_read_head(path, &head, NULL), 0);
+    assert_int_equal(manifest_read(path, MANIFEST_HEAD, &head, NULL), 0);
 
     assert_int_equal(truncate(path, (off_t)length - 1), 0);
-    assert_int_equal(manifest_read_head(path, &damaged, NULL), -EBADMSG);
+    assert_int_equal(manifest_read(path, MANIFEST_HEAD, &damaged, NULL), -EBADMSG);
     assert_int_equal(unlink(path), 0);
-    assert_int_equal(manifest_read(path, &damaged, NULL), -ENOENT);
+    assert_int_equal(manifest_read(path, MANIFEST_ALL, &damaged, NULL), -ENOENT);
     assert_int_equal(mkdir(path, 0700), 0);
-    assert_int_equal(manifest_read(path, &damaged, NULL), -EBADMSG);
+    assert_int_equal(manifest_read(path, MANIFEST_ALL, &damaged, NULL), -EBADMSG);
 }
 
 /* Whether the byte belongs to nothing: sections are aligned. */
