@@ -29,7 +29,11 @@ done
 """
 
 # E2BIG: more file systems than the agent freezes; one "on a disk" by its name.
-MANY_MOUNTS = "for i in $(seq 260); do mkdir -p /tmp/m/$i && mount -t tmpfs /dev/none /tmp/m/$i; done"
+MANY_MOUNTS = """
+seq 260 | sed 's|.*|/tmp/m/&|' | xargs mkdir -p
+seq 260 | sed 's|.*|/dev/none /tmp/m/& tmpfs defaults 0 0|' > /tmp/fstab
+mount -a -T /tmp/fstab
+"""
 
 
 def write_forever(sandbox):
