@@ -1,7 +1,7 @@
 # make          installs what is missing from Debian, builds build/dormoused, build/dormouse-imaged, build/dormouse, build/dormouse-agent
 # make demo     real sandboxes: pause, resume, fork
 # make test     all tests; ends with "N passed, N failed"
-# make soak     the tests that look for what happens rarely, with many more rounds: an hour or two
+# make soak     the tests that look for what happens rarely, with many more rounds: half an hour
 # make bench    the figures behind the claims
 # make install  into PREFIX
 #
