@@ -206,7 +206,7 @@ def test_random_calls_on_several_sandboxes_at_once(daemon):
     def work(number):
         try:
             actor = Actor(daemon, key, f"model-{number}")
-            for _ in range(soak(20, 400)):
+            for _ in range(soak(15, 400)):
                 actor.step()
         except BaseException as failure:
             failures.append(failure)

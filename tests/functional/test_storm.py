@@ -127,7 +127,7 @@ def test_a_kill_at_any_moment_wins(daemon, operation):
     bystander = daemon.run()
     counter = Counter(bystander)
     state = counter.read()
-    for _ in range(soak(3, 40)):
+    for _ in range(soak(2, 40)):
         sandbox = None
         if operation not in ("run", "boot"):
             sandbox = daemon.run()
