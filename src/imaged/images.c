@@ -107,17 +107,11 @@ void served_forget(struct served *served, uint64_t lookups)
     pthread_mutex_unlock(&images->lock);
 }
 
-static bool valid_id(const char *text)
-{
-    return strlen(text) == LAYER_ID_LENGTH &&
-           strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789") == LAYER_ID_LENGTH;
-}
-
 /* A snapshot of the store, of which nothing but its name is known here. */
 static int read_snapshot(const struct images *images, const char *id, enum manifest_parts parts,
                          struct snapshot *ret, struct error *err)
 {
-    if (!valid_id(id))
+    if (!layer_id_valid(id))
         return error_set(err, ENOENT, "there is no snapshot %s", id);
     CLEANUP_FREE char *path = NULL;
     if (asprintf(&path, "%s/snapshots/%s/manifest", images->options.data_directory, id) < 0)
@@ -233,7 +227,7 @@ struct served *images_use(struct images *images, const char *id, gid_t gid)
 int images_add(struct images *images, struct snapshot *snapshot, gid_t gid, struct served **ret, struct error *err)
 {
     const char *id = snapshot->manifest.id;
-    if (!valid_id(id))
+    if (!layer_id_valid(id))
         return error_set(err, EBADMSG, "a manifest has the id \"%s\"", id);
     struct image *image;
     int r = image_open(images->layers_fd, snapshot, images->options.kind, &image, err);

@@ -72,7 +72,7 @@ int manifest_encode(const struct snapshot *snapshot, void **ret, size_t *ret_len
 /* Description and layers are always read, and checked, and so is what is asked for here; the rest stays empty. */
 enum manifest_parts {
     MANIFEST_HEAD = 0,
-    MANIFEST_MEMORY = 1 << IMAGE_MEMORY, /* the map */
+    MANIFEST_MEMORY = 1 << IMAGE_MEMORY, /* the map of an image: 1 << its kind */
     MANIFEST_DISK = 1 << IMAGE_DISK,
     MANIFEST_DEVICE_STATE = 1 << IMAGE_KINDS,
     MANIFEST_ALL = MANIFEST_MEMORY | MANIFEST_DISK | MANIFEST_DEVICE_STATE,

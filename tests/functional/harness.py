@@ -178,6 +178,27 @@ class Daemon:
             self.process.stdout.close()
             self.process = None
 
+    def crash(self):
+        """Ends all its processes at once, as a loss of power does, but for what the host's kernel had not written."""
+        self.kill()
+        processes = [*self.all_vmms(), *filter(None, [self.image_server()])]
+        for pid in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in processes), "the end of its processes")
+
+    def kill_during(self, sandbox, arguments, seen):
+        """Kills it in the middle of a call, once `seen` is true. Whether the guest stood still then."""
+        client = self.popen(*arguments, sandbox.id, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while client.poll() is None and not seen():
+            pass
+        self.kill()
+        client.communicate(timeout=30)
+        try:
+            return ask_vmm(self.data / "vms" / sandbox.id / "qmp.sock", "query-status")["status"] == "paused"
+        except (OSError, ValueError):  # its VMM has ended, or ends
+            return False
+
     def stop(self, seconds=30):
         """As an administrator stops it: sandboxes go on. Returns the exit status."""
         self.process.terminate()
@@ -196,13 +217,7 @@ class Daemon:
                 self.cli("kill", "--all", seconds=60)
                 self.stop()
         finally:
-            self.kill()
-            for pid in self.all_vmms():
-                os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: not self.all_vmms(), "the end of the VMMs")
-            if pid := self.image_server():
-                os.kill(pid, signal.SIGKILL)
-                wait_until(lambda: not self.image_server(), "the end of the image server")
+            self.crash()
             for point in watchdog.mounts(self.data):
                 watchdog.quietly("umount", "--lazy", point)
             self.remove_cgroups()

@@ -2,14 +2,13 @@
 
 import contextlib
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from guest import Counter, boot_id
-from harness import ask_vmm, run_process, wait_until
+from harness import run_process, wait_until
 
 MIB = 1 << 20
 FREEZE_SECONDS = 20  # in which the agent must have frozen the guest's file systems
@@ -159,13 +158,7 @@ def kill_while_it_is_frozen(daemon, sandbox):
     write_forever(sandbox)
     sandbox.sh("set -e; dd if=/dev/urandom of=/root/data bs=1M count=24 2>/dev/null; "
                "md5sum /root/data > /root/sum; sync")  # fmt: skip
-    directory = daemon.data / "vms" / sandbox.id
-    client = daemon.popen("pause", "--disk-only", sandbox.id, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while client.poll() is None and being_stored(daemon) < MIB:
-        pass
-    daemon.kill()
-    client.communicate(timeout=30)
-    return directory.exists() and ask_vmm(directory / "qmp.sock", "query-status")["status"] == "paused"
+    return daemon.kill_during(sandbox, ["pause", "--disk-only"], lambda: being_stored(daemon) >= MIB)
 
 
 def test_kill_9_while_the_guest_is_frozen(new_daemon):

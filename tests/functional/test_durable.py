@@ -7,22 +7,13 @@ from guest import boot_id
 from harness import wait_until
 
 
-def kill_everything(daemon):
-    """As a loss of power, but for what the host's kernel had not written: nothing of it is in the overlay's map."""
-    server = daemon.image_server()
-    daemon.kill()
-    for pid in [*daemon.all_vmms(), server]:
-        os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not daemon.all_vmms() and daemon.image_server() is None, "the end of all")
-
-
 def test_it_boots_from_what_was_flushed(new_daemon):
     daemon = new_daemon()
     durable, other = daemon.run("--durable", "--env", "A=b", "--cpus", "1"), daemon.run()
     before = boot_id(durable)
     for sandbox in (durable, other):
         sandbox.sh("echo kept > /root/kept; sync; echo nonce > /dev/shm/nonce")
-    kill_everything(daemon)
+    daemon.crash()
     daemon.start()
     assert other.state() == "lost"
     info = durable.info()

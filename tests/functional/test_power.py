@@ -3,11 +3,9 @@
 The file system is shut down under the daemon: from then on every call fails, and what was not flushed is gone.
 """
 
-import contextlib
 import fcntl
 import os
 import random
-import signal
 import struct
 import threading
 import time
@@ -45,6 +43,9 @@ class Fleeting(Daemon):
     def instance(self):
         return self.known_instance or super().instance()
 
+    def image_server(self):
+        return self.server or super().image_server()
+
     def take_away(self):
         self.server = self.image_server()
         directory = os.open(self.disk, os.O_RDONLY)
@@ -57,12 +58,7 @@ class Fleeting(Daemon):
         """With everything ended that ran, as by a restart of the host."""
         if self.server is None:
             return
-        self.kill()
-        processes = [*self.all_vmms(), self.server]
-        for pid in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not any(map(exists, processes)), "the end of its processes")
+        self.crash()
         for point in watchdog.mounts(self.data):
             watchdog.quietly("umount", "--lazy", point)
         run_process(["umount", self.disk]).expect(0)
@@ -71,10 +67,6 @@ class Fleeting(Daemon):
         wait_until(lambda: not run_process(["losetup", "--associated", image]).out, "the end of the file system")
         run_process(["mount", "-o", "loop", image, self.disk]).expect(0)
         self.server = None
-
-
-def exists(pid):
-    return os.path.exists(f"/proc/{pid}")
 
 
 def fill(sandbox):

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from guest import Counter, boot_id, soak
-from harness import Sandbox, ask_vmm, wait_until
+from harness import Sandbox, wait_until
 
 SEEDS = soak(2, 12)
 
@@ -115,22 +115,14 @@ def test_a_daemon_killed_in_its_recovery_starts_again(new_daemon):
 def kill_while_it_stands_still(daemon, sandbox, operation):
     """The device state is written first; then the guest waits for its memory to be copied, here 64 MiB. False: the
     kill came too early or too late."""
-    directory = daemon.data / "vms" / sandbox.id
-    with contextlib.suppress(FileNotFoundError):
-        (directory / "state").unlink()
-    client = daemon.popen(operation, sandbox.id, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while client.poll() is None:
+    state = daemon.data / "vms" / sandbox.id / "state"
+    state.unlink(missing_ok=True)
+
+    def written():
         with contextlib.suppress(FileNotFoundError):
-            if (directory / "state").stat().st_size > 0:
-                break
-    daemon.kill()
-    client.communicate(timeout=30)
-    if not directory.exists():  # it was paused already
-        daemon.start()
-        sandbox.resume()
-        daemon.kill()
-        return False
-    return ask_vmm(directory / "qmp.sock", "query-status")["status"] == "paused"
+            return state.stat().st_size > 0
+
+    return daemon.kill_during(sandbox, [operation], written)
 
 
 @pytest.mark.parametrize("operation", ["pause", "fork"])
@@ -146,6 +138,8 @@ def test_kill_9_while_the_guest_stands_still(new_daemon, operation):
         daemon.expect_consistent()
         if stood_still:
             break
+        if sandbox.state() == "paused":
+            sandbox.resume()
     else:
         pytest.fail("the daemon was never killed while the guest stood still")
     assert sandbox.state() == "running"
